@@ -56,7 +56,8 @@ def _coerce(
     column: Column,
 ) -> tuple[pd.Series, pd.Series]:  # the typed column; True where a value had the wrong type
     "One column in the form of its type."
-    if pd.api.types.is_numeric_dtype(values) and column.type in ("number", "integer"):
+    numbers = pd.api.types.is_numeric_dtype(values) and column.type in ("number", "integer")
+    if numbers or (pd.api.types.is_datetime64_any_dtype(values) and column.type == "date"):
         typed = _TYPED[column.type](values, column)
         return typed, typed.isna() & values.notna()
     text = values.astype(object).where(values.notna(), None)

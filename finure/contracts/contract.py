@@ -64,7 +64,9 @@ class Feature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     op: str
     of: tuple[str, ...]
-    words: tuple[str, ...] = ()  # for operations on text: the words to look for
+    role: Literal["feature", "input"] = "feature"  # input: used by other derived features alone
+    times: float = 1.0  # the result is multiplied by it: 100 turns a share into percent
+    words: tuple[str, ...] = ()  # for `text_mentions`: the words to look for
     description: str = ""
     unit: str | None = None
     risk: Literal[-1, 0, 1] = 0
@@ -100,7 +102,8 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def model_features(self) -> dict[str, Column | Feature]:
         "What a model sees: feature columns first, then derived features, in the contract's order."
         columns = {name: column for name, column in self.columns.items() if column.role == "feature"}
-        return columns | self.features
+        derived = {name: feature for name, feature in self.features.items() if feature.role == "feature"}
+        return columns | derived
 
     def questions(self) -> dict[str, str]:
         "The open questions of a drafted contract, by column."
@@ -156,7 +159,9 @@ def _feature_faults(
     "What is wrong with one derived feature of a contract."
     feature, place = contract.features[name], f"features.{name}"
     earlier = list(contract.features)[: list(contract.features).index(name)]
-    faults = [] if feature.reason else [f"{place}: a feature needs a `reason`, the principal reason it stands for"]
+    faults = []
+    if feature.role == "feature" and feature.reason is None:
+        faults.append(f"{place}: a feature needs a `reason`, the principal reason it stands for")
     if name in contract.columns:
         faults.append(f"{place}: a column has this name, too")
     for source in feature.of:
@@ -195,21 +200,35 @@ def parse(
     place: str = "contract",  # what to call it in a message
 ) -> Contract:
     "A contract from plain data; raises FinureError that lists every fault."
-    try:
-        contract = msgspec.convert(_plain(content), Contract)
-    except msgspec.ValidationError as error:
-        raise FinureError(f"{place}: {error}. See the other contracts in data/contracts for the format.") from None
+    plain = _plain(content)
+    parts = {"reasons": Reason, "columns": Column, "features": Feature}
+    for group, kind in parts.items():
+        for name, part in (plain.get(group) or {}).items() if isinstance(plain.get(group), dict) else ():
+            _convert(part, kind, f"{place}: {group}.{name}")
+    contract = _convert(plain, Contract, place)
     if found := faults(contract):
         raise FinureError(f"{place}: {len(found)} fault(s) in the contract:\n  " + "\n  ".join(found))
     return contract
+
+# %% ../../notebooks/01_contracts/00_contract.ipynb #45ea34a3
+def _convert(
+    plain: object,
+    kind: type,
+    place: str,
+) -> msgspec.Struct:
+    "Plain data as a struct; raises FinureError that names the place."
+    try:
+        return msgspec.convert(plain, kind)
+    except msgspec.ValidationError as error:
+        raise FinureError(f"{place}: {error}. See the other contracts in data/contracts for the format.") from None
 
 # %% ../../notebooks/01_contracts/00_contract.ipynb #916bb876
 def _plain(
     value: object,  # anything YAML gives
 ) -> object:
-    "The same data with dates as ISO strings."
+    "The same data with dates as ISO strings and the key `null` as a word."
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {"null" if key is None else key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value.isoformat() if isinstance(value, dt.date) else value
@@ -275,7 +294,7 @@ def dictionary(
             "unit": column.unit or "",
             "allowed": "" if derived else allowed(column),
             "missing": "" if derived else (column.missing or column.null),
-            "role": "feature" if derived else column.role,
+            "role": column.role,
             "risk": {1: "higher is riskier", -1: "higher is safer", 0: ""}[column.risk],
             "reason": contract.reasons[column.reason].text if column.reason else "",
         })  # fmt: skip
