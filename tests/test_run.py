@@ -11,13 +11,13 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from finure.run.door import _result, run
+from finure.run.jobs import parameters, parse_overrides
+from finure.run.pages import index
+from finure.run.records import holder, lock, read_record
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from finure.core import FinureError
-from finure.jobs import parameters, parse_overrides
-from finure.pages import index
-from finure.records import holder, lock, read_record
-from finure.run import _result, run
 
 DECLARED = """
 n: int = 3
@@ -80,7 +80,7 @@ def start(house: Path, params_file=None, **overrides):
 def background(house: Path, **overrides) -> tuple[subprocess.Popen, Path, list[int]]:
     "A run in a process of its own, in the middle of its work; its folder; the processes it started."
     code = (
-        "import sys, json\nfrom pathlib import Path\nfrom finure.run import run\nhouse = Path(sys.argv[1])\n"
+        "import sys, json\nfrom pathlib import Path\nfrom finure.run.door import run\nhouse = Path(sys.argv[1])\n"
         "ended = run('credit/40_train', None, json.loads(sys.argv[2]), house.parent / 'state', house / 'notebooks')\n"
         "sys.exit(ended.exit_code)"
     )
