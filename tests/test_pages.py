@@ -6,11 +6,11 @@ import re
 
 import nbformat
 import pytest
-from finure.run.pages import MAX_BYTES, banner_of, index, page, render
-from finure.run.records import lock, read_record, write_record
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from finure.core import FinureError
+from finure.run.pages import MAX_BYTES, banner_of, index, page, render
+from finure.run.records import lock, read_record, write_record
 
 RECORD = {
     "run": "20261121T053000Z-1a2b",

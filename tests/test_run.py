@@ -11,13 +11,13 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from finure.core import FinureError
 from finure.run.door import _result, run
 from finure.run.jobs import parameters, parse_overrides
 from finure.run.pages import index
 from finure.run.records import holder, lock, read_record
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-
-from finure.core import FinureError
 
 DECLARED = """
 n: int = 3

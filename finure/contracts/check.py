@@ -6,6 +6,8 @@
 __all__ = ['MISSING', 'DELIMITERS', 'RULES', 'read_table', 'frame_schema', 'Checked', 'check', 'write_checked', 'good_bad']
 
 # %% ../../notebooks/01_contracts/10_check.ipynb #bde04670
+import re
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +19,7 @@ from .contract import Column, Contract, allowed
 from ..core import FinureError, atomic_path
 
 # %% ../../notebooks/01_contracts/10_check.ipynb #c69e48c4
-MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "?", "<NA>")
+MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "?", "<NA>", "n/a", "#N/A", ".")
 DELIMITERS = (",", ";", "\t", "|")
 
 # %% ../../notebooks/01_contracts/10_check.ipynb #f81b7734
@@ -31,23 +33,42 @@ def read_table(
     if not path.is_file():
         raise FinureError(f"{path}: no such file.")
     try:
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        options = {"sep": _delimiter(path), "dtype": str, "keep_default_na": False, "names": header, "nrows": nrows}
+        return pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path, header, nrows)
+    except FinureError:
+        raise
+    except Exception as error:  # every packer and codec has errors of its own
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise FinureError(f"{path.name}: not a readable table: {why}") from None
+
+# %% ../../notebooks/01_contracts/10_check.ipynb #231a7fa0
+def _read_csv(
+    path: Path,
+    header: list[str] | None,
+    nrows: int | None,
+) -> pd.DataFrame:  # text in every column
+    "A CSV as text; raises FinureError when its lines do not have the fields that its header names."
+    options = {"sep": _delimiter(path), "dtype": str, "keep_default_na": False}
+    if header is not None:
+        found = pd.read_csv(path, encoding="latin-1", header=None, nrows=1, **options).shape[1]
+        if found != len(header):
+            raise FinureError(f"{path.name}: {found} fields in the first line, {len(header)} columns in the contract.")
+    options |= {"names": header, "nrows": nrows, "index_col": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
             return pd.read_csv(path, encoding="utf-8-sig", **options)
         except UnicodeDecodeError:
             return pd.read_csv(path, encoding="cp1252", **options)
-    except (ValueError, OSError, EOFError) as error:
-        raise FinureError(f"{path.name}: not a readable table: {str(error).splitlines()[0]}") from None
+        except pd.errors.ParserWarning:
+            raise FinureError(f"{path.name}: its lines have more fields than its header names.") from None
 
 # %% ../../notebooks/01_contracts/10_check.ipynb #fa4c8e83
 def _delimiter(
     path: Path,  # a CSV file, perhaps compressed
 ) -> str:
-    "The delimiter that occurs most often in the first line."
+    "The delimiter that occurs most often in the first line, outside of quotes."
     first = pd.read_csv(path, sep="\0", header=None, nrows=1, dtype=str, encoding="latin-1", engine="python", quoting=3)
-    line = first.iloc[0, 0]
+    line = re.sub('"[^"]*"', "", first.iloc[0, 0])
     return max(DELIMITERS, key=line.count)
 
 # %% ../../notebooks/01_contracts/10_check.ipynb #cc7f6b74
@@ -80,8 +101,9 @@ def _integers(values: pd.Series, column: Column) -> pd.Series:
 
 
 def _dates(values: pd.Series, column: Column) -> pd.Series:
-    "Dates in ISO form, the day of a month without one being the first."
-    return pd.to_datetime(values, errors="coerce", format="ISO8601").astype("datetime64[ns]")
+    "Dates in ISO form, the day of a month without one being the first; a moment with an offset counts in UTC."
+    dates = pd.to_datetime(values.astype(object), errors="coerce", format="ISO8601", utc=True)
+    return dates.dt.tz_localize(None).astype("datetime64[ns]")
 
 
 def _booleans(values: pd.Series, column: Column) -> pd.Series:
@@ -95,7 +117,7 @@ def _levels(values: pd.Series, column: Column) -> pd.Series:
     if not all(isinstance(level, int) for level in column.levels):
         return values.map(lambda value: value if value is None else str(value))
     numbers = pd.to_numeric(values, errors="coerce")
-    whole = {value: int(value) for value in numbers.dropna().unique() if value == round(value)}
+    whole = {value: int(value) for value in numbers[np.isfinite(numbers)].unique() if value == round(value)}
     return numbers.map(whole).astype(object).where(numbers.isin(whole), values)
 
 
@@ -119,7 +141,9 @@ def _rules(
     "The rules of one typed column."
     checks = []
     if column.levels:
-        checks.append(pa.Check(lambda values: values.isin(column.levels), name="levels", ignore_na=True))
+        checks.append(
+            pa.Check(lambda values: values.isin([*column.levels, *column.special]), name="levels", ignore_na=True)
+        )
     elif column.range:
         checks.append(pa.Check(lambda values: _inside(values, column), name="range", ignore_na=True))
     return pa.Column(nullable=column.null == "allowed", checks=checks, unique=column.role == "id")
@@ -250,9 +274,11 @@ def good_bad(
     if (target := contract.one("target")) is None:
         raise FinureError(f"Contract `{contract.contract}` has no target column.")
     bad = (clean[target] == contract.columns[target].bad).to_numpy(dtype=np.int8)
-    if bad.min(initial=1) == bad.max(initial=0):
+    if not len(bad):
+        raise FinureError(f"No row is left that keeps contract `{contract.contract}`: there is nothing to learn.")
+    if bad.min() == bad.max():
         raise FinureError(
-            f"Every row of `{target}` is {'bad' if bad.all() and len(bad) else 'good'}: there is nothing to learn. "
+            f"Every row of `{target}` is {'bad' if bad.all() else 'good'}: there is nothing to learn. "
             f"The contract says bad is {contract.columns[target].bad!r}."
         )
     return bad

@@ -66,6 +66,7 @@ class Feature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     of: tuple[str, ...]
     role: Literal["feature", "input"] = "feature"  # input: used by other derived features alone
     times: float = 1.0  # the result is multiplied by it: 100 turns a share into percent
+    explained: str | None = None  # as of a column
     words: tuple[str, ...] = ()  # for `text_mentions`: the words to look for
     description: str = ""
     unit: str | None = None

@@ -201,7 +201,7 @@ class Boosting:
         by_column = self.tables.contributions(row)
         return np.bincount(self.columns.source, weights=by_column * self.slope).tolist()
 
-# %% ../../notebooks/credit/35_decide.ipynb #df064d0d
+# %% ../../notebooks/credit/35_decide.ipynb #533985bc
 class CreditScorer:
     "Decides on applications for credit with the model of one bundle."
 
@@ -254,9 +254,9 @@ class CreditScorer:
     ) -> dict:  # pd, score, grade, decision, reasons
         "Decides on one application."
         values = self.features.online(application)
-        return self._answer(values, self.model.pd(values))
+        return self.answer(values, self.model.pd(values))
 
-    def _answer(
+    def answer(
         self,
         values: Sequence[float],
         pd: float,
@@ -279,7 +279,7 @@ class CreditScorer:
         if not applications:
             return []
         rows = [self.features.online(application) for application in applications]
-        return [self._answer(row, pd) for row, pd in zip(rows, self.model.pds(np.array(rows)).tolist(), strict=True)]
+        return [self.answer(row, pd) for row, pd in zip(rows, self.model.pds(np.array(rows)).tolist(), strict=True)]
 
     def decide_frame(
         self,
@@ -299,7 +299,7 @@ class CreditScorer:
             )
         values = self.features.batch(checked.clean)
         pds = self.model.pds(values).tolist()
-        answers = pd.DataFrame([self._answer(row, p) for row, p in zip(values.tolist(), pds, strict=True)])
+        answers = pd.DataFrame([self.answer(row, p) for row, p in zip(values.tolist(), pds, strict=True)])
         answers["reasons"] = answers["reasons"].map(lambda reasons: "; ".join(r["text"] for r in reasons))
         return answers.set_index(frame.index)
 

@@ -25,9 +25,6 @@ from weakref import WeakSet
 import nbformat
 import papermill
 import zmq
-from .jobs import declared, find_job, parameters, word_of
-from .pages import index, page, settle
-from .records import commit, lock, now, places_of, relative_name, scrub, software, tidy, write_record
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
@@ -35,6 +32,9 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from ..core import TELEMETRY_OFF, FinureError, Settings, root
+from .jobs import declared, find_job, parameters, word_of
+from .pages import index, page, settle
+from .records import commit, lock, now, places_of, relative_name, scrub, software, tidy, write_record
 
 # %% ../../notebooks/21_run/40_door.ipynb #d017d82b
 class _Kernel(AsyncKernelManager):

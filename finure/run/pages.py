@@ -13,12 +13,12 @@ from html import escape
 from pathlib import Path
 
 import nbformat
-from .looks import INDEX, PAGE, WORDS, fill
-from .records import all_runs, holder, read_record, write_record
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
 from ..core import write_atomic
+from .looks import INDEX, PAGE, WORDS, fill
+from .records import all_runs, holder, read_record, write_record
 
 # %% ../../notebooks/21_run/30_pages.ipynb #9f58a7cd
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
