@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # %% ../notebooks/00_core.ipynb #4f92d617
@@ -53,7 +54,7 @@ def root() -> Path:  # the checkout
 class Settings(BaseSettings):
     "All settings of finure; each is read from the environment as FINURE_<NAME>."
 
-    model_config = SettingsConfigDict(env_prefix="FINURE_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="FINURE_", extra="ignore", env_ignore_empty=True)
 
     home: Path | None = None  # where state lives: runs, models, the tracking database
     data: str | None = None  # folder or base URL that holds the catalogue's files; None: the simulated bank
@@ -62,6 +63,16 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"  # where `finure serve` listens
     port: int = 3000
     log_level: str = "INFO"
+
+    def __init__(
+        self,
+        **values: object,  # settings that the environment does not decide
+    ):
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            wrong = [f"FINURE_{str(e['loc'][0]).upper()} is {e['input']!r}: {e['msg']}" for e in error.errors()]
+            raise FinureError("; ".join(wrong) + ".") from None
 
     def home_dir(self) -> Path:
         "The state folder: FINURE_HOME, else `runs/` of the checkout, else the user's data directory."
@@ -125,6 +136,19 @@ def write_atomic(
     with atomic_path(path) as part:
         part.write_bytes(data.encode() if isinstance(data, str) else data)
 
+# %% ../notebooks/00_core.ipynb #7d8d2bb4
+class _OneOfEach(yaml.SafeLoader):
+    "A YAML loader that refuses a key that is given twice."
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        "A mapping whose keys are all different."
+        keys = [(key.tag, str(key.value)) for key, _ in node.value]
+        for i, (_, name) in enumerate(keys):
+            if keys[i] in keys[:i]:
+                mark = node.value[i][0].start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"`{name}` is given twice", mark)
+        return super().construct_mapping(node, deep)
+
 # %% ../notebooks/00_core.ipynb #b0f5ac16
 def read_yaml(
     path: str | Path,  # a YAML file whose top level is a mapping
@@ -132,10 +156,12 @@ def read_yaml(
     "Reads a YAML mapping; raises FinureError that names the file, the line and the reason."
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _OneOfEach)
     except FileNotFoundError:
         raise FinureError(f"{path}: no such file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise FinureError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: wrong bytes, or a date like 2011-02-30
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise FinureError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}.") from None

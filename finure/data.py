@@ -85,7 +85,11 @@ def pull(
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
+    left_over = part.is_file()
     _fetch(settings.data, wanted, part, progress)
+    if left_over and part.stat().st_size >= wanted.size and sha256_file(part) != wanted.sha256:
+        part.unlink()
+        _fetch(settings.data, wanted, part, progress)
     _accept(name, wanted, part, path)
     return path
 
@@ -99,8 +103,10 @@ def _accept(
     "Gives a complete file its name; raises FinureError for a truncated or wrong one."
     size = part.stat().st_size
     if size < wanted.size:
-        got = f"{size:,} of {wanted.size:,} bytes"
-        raise FinureError(f"`{name}` was cut off: {got}. Pull again, it goes on from there.")
+        raise FinureError(
+            f"`{name}` was cut off: {size:,} of {wanted.size:,} bytes. Pull again, it goes on from there; if it ends "
+            f"there again, the file at the source is not whole. How to get it: {wanted.get}"
+        )
     found = sha256_file(part)
     if found != wanted.sha256:
         part.unlink()
@@ -126,7 +132,7 @@ def _open(
         stream = (Path(base).expanduser() / wanted.file).open("rb")
         stream.seek(there)
         return stream, there > 0
-    except OSError as error:
+    except (OSError, HTTPException, ValueError) as error:  # HTTPException, ValueError: not HTTP, or not a URL
         reason = getattr(error, "strerror", None) or getattr(error, "reason", error)
         message = f"{wanted.file} is not to be had from {base}: {reason}. How to get it: {wanted.get}"
         raise FinureError(message) from None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .core import FinureError, GateError, read_yaml
 
-# %% ../notebooks/18_gates.ipynb #44384dad
+# %% ../notebooks/18_gates.ipynb #aef836c7
 def limits(
     path: str | Path,  # params/gates.yaml
     section: str,  # of a portfolio; one that is not in the file has the defaults
@@ -21,12 +21,11 @@ def limits(
     found = (content.get("default") or {}) | (content.get(section) or {})
     for name, limit in found.items():
         if name[:4] not in ("min_", "max_") or isinstance(limit, bool) or not isinstance(limit, int | float):
-            raise FinureError(
-                f"{Path(path).name}: `{name}: {limit}` is not a limit; write min_<figure> or max_<figure>: number."
-            )
+            file = Path(path).name
+            raise FinureError(f"{file}: `{name}: {limit}` is not a limit; write min_<figure> or max_<figure>: number.")
     return found
 
-# %% ../notebooks/18_gates.ipynb #bb798262
+# %% ../notebooks/18_gates.ipynb #a4c94383
 def check_gates(
     found: Mapping[str, float],  # the figures of a model, by name
     limits: Mapping[str, float],  # from `limits`
@@ -36,8 +35,9 @@ def check_gates(
     for name, limit in limits.items():
         rule, figure = name[:3], name[4:]
         if figure not in found:
+            there = ", ".join(found)
             raise FinureError(
-                f"gates: `{name}` asks for a figure `{figure}` that this job does not have. It has: {', '.join(found)}."
+                f"gates: `{name}` asks for a figure `{figure}` that this job does not have. It has: {there}."
             )
         value = float(found[figure])
         passed = value >= limit if rule == "min" else value <= limit

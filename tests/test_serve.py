@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finure.bundle import load_scorer
 from finure.contracts.schema import asked, example
 from finure.core import FinureError, root
 from finure.serve.app import App
-from finure.serve.bento import load_scorer
 from finure.serve.openapi import MAX_BATCH, MAX_BODY, MAX_ROWS
 from finure.serve.pack import bento_folder, free_port, pack, serve_packed, serving_requirements
 

@@ -141,9 +141,8 @@ def _rules(
     "The rules of one typed column."
     checks = []
     if column.levels:
-        checks.append(
-            pa.Check(lambda values: values.isin([*column.levels, *column.special]), name="levels", ignore_na=True)
-        )
+        may = [*column.levels, *column.special]
+        checks.append(pa.Check(lambda values: values.isin(may), name="levels", ignore_na=True))
     elif column.range:
         checks.append(pa.Check(lambda values: _inside(values, column), name="range", ignore_na=True))
     return pa.Column(nullable=column.null == "allowed", checks=checks, unique=column.role == "id")

@@ -8,6 +8,8 @@ __all__ = ['Role', 'Kind', 'Level', 'SCORED_ROLES', 'REQUEST_ROLES', 'CATEGORIES
 
 # %% ../../notebooks/01_contracts/00_contract.ipynb #b747aa4d
 import datetime as dt
+import math
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -117,29 +119,80 @@ def _column_faults(
     reasons: dict[str, Reason],
 ) -> list[str]:
     "What is wrong with one column of a contract."
-    faults = []
-    if column.type == "category" and not column.levels:
-        faults.append("a category needs `levels`")
-    if column.levels and len(set(column.levels)) != len(column.levels):
-        faults.append("`levels` holds a level twice")
+    faults = _level_faults(column) + _number_faults(column)
     if column.role == "target" and column.bad is None:
         faults.append("the target needs `bad`, the value that means bad")
+    if column.levels and column.bad is not None and column.bad not in column.levels:
+        faults.append(f"`bad` is {column.bad!r}, which is not among the levels")
+    if column.role in ("event_time", "known_time") and column.type != "date":
+        faults.append(f"the {column.role} must be a date")
     if column.role == "feature" and column.type in ("date", "text"):
         faults.append(f"a {column.type} cannot be a feature; make it an `input` and derive a feature from it")
     if column.role == "feature" and column.reason is None:
         faults.append("a feature needs a `reason`, the principal reason it stands for")
-    if column.special and column.type not in ("integer", "number"):
-        faults.append("`special` codes belong to numbers")
-    if column.range and None not in column.range and not _ordered(column.range):
-        faults.append("`range` must be [low, high]")
+    if column.strip is not None and not (column.type == "text" and _is_pattern(column.strip)):
+        faults.append("`strip` must be a regular expression, and belongs to text")
     return [f"columns.{name}: {fault}" for fault in faults] + _reason_fault(f"columns.{name}", column.reason, reasons)
 
 # %% ../../notebooks/01_contracts/00_contract.ipynb #8fd0ebea
-def _ordered(
-    bounds: tuple,  # low and high: both numbers or both ISO dates
+def _level_faults(
+    column: Column,
+) -> list[str]:
+    "What is wrong with the levels of a column."
+    levels, kinds = column.levels or (), {type(level) for level in column.levels or ()}
+    faults = []
+    if column.type == "category" and not levels:
+        faults.append("a category needs `levels`")
+    if len(set(levels)) != len(levels):
+        faults.append("`levels` holds a level twice")
+    if len(kinds) > 1:
+        faults.append("`levels` must be all words or all whole numbers; put the numbers in quotes")
+    if levels and column.type not in ("category", "integer"):
+        faults.append(f"a {column.type} has no `levels`; make it a category")
+    if column.type == "integer" and str in kinds:
+        faults.append("the levels of an integer are whole numbers; make it a category")
+    if column.risk and column.type == "category" and not column.ordered:
+        faults.append("a `risk` sign needs levels in an order: set `ordered: true`, or `risk: 0`")
+    return faults
+
+# %% ../../notebooks/01_contracts/00_contract.ipynb #a19f6941
+def _number_faults(
+    column: Column,
+) -> list[str]:
+    "What is wrong with the range and the special codes of a column."
+    faults, bounds = [], [bound for bound in column.range or () if bound is not None]
+    if column.special and column.type not in ("integer", "number"):
+        faults.append("`special` codes belong to numbers")
+    if not all(math.isfinite(code) for code in column.special):
+        faults.append("`special` codes are numbers; a missing value is `null: allowed`")
+    if bounds and column.type not in ("integer", "number", "date"):
+        faults.append("a `range` belongs to numbers and dates")
+    elif not all(_is_day(bound) if column.type == "date" else not isinstance(bound, str) for bound in bounds):
+        faults.append("`range` must be " + ("dates like 2011-12-31" if column.type == "date" else "numbers"))
+    elif len(bounds) == 2 and not bounds[0] <= bounds[1]:
+        faults.append("`range` must be [low, high]")
+    return faults
+
+# %% ../../notebooks/01_contracts/00_contract.ipynb #50b40ee4
+def _is_day(
+    bound: object,
 ) -> bool:
-    "Whether the lower bound is below the upper one."
-    return isinstance(bounds[0], str) == isinstance(bounds[1], str) and bounds[0] <= bounds[1]
+    "Whether a bound is a day in ISO form."
+    try:
+        return dt.date.fromisoformat(str(bound)).isoformat() == bound
+    except ValueError:
+        return False
+
+# %% ../../notebooks/01_contracts/00_contract.ipynb #c9a6b377
+def _is_pattern(
+    text: str,
+) -> bool:
+    "Whether a text is a regular expression."
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
 
 # %% ../../notebooks/01_contracts/00_contract.ipynb #ce72168e
 def _reason_fault(
@@ -165,6 +218,8 @@ def _feature_faults(
         faults.append(f"{place}: a feature needs a `reason`, the principal reason it stands for")
     if name in contract.columns:
         faults.append(f"{place}: a column has this name, too")
+    if not feature.of:
+        faults.append(f"{place}: `of` names no column")
     for source in feature.of:
         if source in earlier:
             continue
@@ -201,6 +256,8 @@ def parse(
     place: str = "contract",  # what to call it in a message
 ) -> Contract:
     "A contract from plain data; raises FinureError that lists every fault."
+    if not isinstance(content, dict):
+        raise FinureError(f"{place}: expected a mapping of names to values, got a {type(content).__name__}.")
     plain = _plain(content)
     parts = {"reasons": Reason, "columns": Column, "features": Feature}
     for group, kind in parts.items():
@@ -306,14 +363,14 @@ def allowed(
     column: Column,
 ) -> str:  # for people: a range, a list of levels, a type
     "What a column may hold, in words."
-    if column.type == "category" or (column.levels and column.type != "boolean"):
-        return "one of " + ", ".join(map(str, column.levels))
+    codes = "".join(f", or {_short(code)} ({meaning})" for code, meaning in column.special.items())
+    if column.levels:
+        return "one of " + ", ".join(map(str, column.levels)) + codes
     words = {"integer": "a whole number", "number": "a number", "date": "a date (YYYY-MM-DD)", "text": "text",
              "boolean": "true or false"}[column.type]  # fmt: skip
     low, high = column.range or (None, None)
     bounds = {(False, False): f" from {_short(low)} to {_short(high)}", (False, True): f" of at least {_short(low)}",
               (True, False): f" of at most {_short(high)}", (True, True): ""}[low is None, high is None]  # fmt: skip
-    codes = "".join(f", or {_short(code)} ({meaning})" for code, meaning in column.special.items())
     return words + bounds + codes
 
 # %% ../../notebooks/01_contracts/00_contract.ipynb #12e6b8ae

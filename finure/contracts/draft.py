@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from .check import MISSING, read_table
+from .check import MISSING, _dates, read_table
 from .contract import Column, Contract, Reason, faults, to_plain
 from ..core import FinureError, write_atomic
 
@@ -131,13 +131,11 @@ def _category(
 ) -> dict:
     "What the data show of a column of words."
     levels = sorted(text.dropna().unique(), key=_natural)
-    if {str(level).lower() for level in levels} <= {"true", "false"}:
+    if {level.lower() for level in levels} <= {"true", "false"}:
         return {"type": "boolean", "question": "Does true mean riskier (risk: 1), safer (-1), or neither (0)?"}
-    dated = [level for level in levels[:200] if ISO_LIKE.match(str(level))]
-    if levels and len(dated) == len(levels[:200]):
-        if pd.to_datetime(pd.Series(dated), errors="coerce", format="ISO8601", utc=True).notna().all():
-            question = "Known at application? Then make it an `input`, or the `event_time`."
-            return {"type": "date", "role": "ignore", "question": question}
+    if all(ISO_LIKE.match(level) for level in levels) and _dates(pd.Series(levels), None).notna().all():
+        question = "Known at application? Then make it an `input`, or the `event_time`."
+        return {"type": "date", "role": "ignore", "question": question}
     if len(levels) <= MOST_LEVELS and len(levels) < 0.5 * len(text):
         return {"type": "category", "levels": tuple(levels), "question": "Are these all levels there can be?"}
     return {"type": "text", "role": "ignore", "question": "Own words of the applicant? Then make it an `input`."}

@@ -65,7 +65,7 @@ def split_rows(
     "Splits rows by time where the contract has an event time, at random where it has none."
     if (event := contract.one("event_time")) is None:
         return _random_split(bad, seed)
-    when, known = frame[event], contract.one("known_time")
+    when, known = frame[event].dt.normalize(), contract.one("known_time")
     start = _date(test_from, "test_from") or when.quantile(0.75).to_period("M").to_timestamp()
     end = _date(test_to, "test_to") or when.max()
     last = _date(train_to, "train_to") or start - pd.Timedelta(days=1)

@@ -7,6 +7,11 @@ __all__ = ['SMALLEST_BIN', 'TREND', 'LEAST_IV', 'MOST_CORRELATION', 'BOOSTING', 
            'Training', 'recency_weight', 'Binned', 'bin_feature', 'FittedScorecard', 'fit_scorecard', 'FittedTrees',
            'fit_trees', 'to_onnx', 'grades', 'policy', 'write_bundle']
 
+# %% ../../notebooks/credit/30_model.ipynb #6cf87ffa
+import logging
+
+logging.getLogger("__cvxpy__").addFilter(lambda record: False)
+
 # %% ../../notebooks/credit/30_model.ipynb #f44c6daf
 import json
 from collections.abc import Mapping
@@ -226,9 +231,10 @@ def _points(
     special = {f"{code:g}": points[cuts + k] for k, code in enumerate(b.codes)}
     return {"feature": b.feature, "edges": edges, "points": by_value, "missing": points[-1], "special": special}
 
-# %% ../../notebooks/credit/30_model.ipynb #9d619bd4
+# %% ../../notebooks/credit/30_model.ipynb #ccd4a3c2
 BOOSTING = {
-    "max_depth": 3, "eta": 0.03, "min_child_weight": 10, "reg_lambda": 5.0, "subsample": 0.7, "colsample_bytree": 0.5, "max_bin": 128,
+    "max_depth": 3, "eta": 0.03, "min_child_weight": 10, "reg_lambda": 5.0, "subsample": 0.7, "colsample_bytree": 0.5,
+    "max_bin": 128,
 }  # fmt: skip
 MOST_ROUNDS = 600
 ROUND_STEP = 50
@@ -281,7 +287,7 @@ def fit_trees(
     booster = xgb.train(parameters, xgb.DMatrix(rows, training.bad, weight=training.weight), rounds)
     return FittedTrees(booster, rounds, slope, intercept, _sigmoid(intercept + slope * margins))
 
-# %% ../../notebooks/credit/30_model.ipynb #8734ae6a
+# %% ../../notebooks/credit/30_model.ipynb #e4c75800
 def _choose_rounds(
     rows: np.ndarray,
     training: Training,
@@ -292,9 +298,8 @@ def _choose_rounds(
     margins = np.zeros((len(steps), len(rows)))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=training.seed)
     for fit, held in folds.split(rows, training.bad):
-        booster = xgb.train(
-            parameters, xgb.DMatrix(rows[fit], training.bad[fit], weight=training.weight[fit]), MOST_ROUNDS
-        )
+        known = xgb.DMatrix(rows[fit], training.bad[fit], weight=training.weight[fit])
+        booster = xgb.train(parameters, known, MOST_ROUNDS)
         data = xgb.DMatrix(rows[held])
         for k, n in enumerate(steps.tolist()):
             margins[k, held] = booster.predict(data, iteration_range=(0, n), output_margin=True)
@@ -314,7 +319,7 @@ def to_onnx(
     )  # fmt: skip
     return model.SerializeToString()
 
-# %% ../../notebooks/credit/30_model.ipynb #4949116c
+# %% ../../notebooks/credit/30_model.ipynb #20bd9989
 def _write_scorecard(
     folder: Path,
     card: FittedScorecard,
@@ -327,10 +332,9 @@ def _write_scorecard(
     for row in card.table:
         part = Characteristic(row, names.index(row["feature"]))
         table.append(row | {"reference": float(part.batch(reference[:, part.index]).mean())})
-    native = {
-        b.feature: {"coefficient": s, "woe": b.woe.tolist()} for b, s in zip(card.binned, card.slopes, strict=True)
-    }
-    regression = {"intercept": card.intercept, "weights_of_evidence": native}
+    pairs = zip(card.binned, card.slopes, strict=True)
+    evidence = {b.feature: {"coefficient": float(slope), "woe": b.woe.tolist()} for b, slope in pairs}
+    regression = {"intercept": card.intercept, "weights_of_evidence": evidence}
     write_atomic(folder / "scorecard.json", json.dumps({"characteristics": table, "regression": regression}, indent=1))
 
 # %% ../../notebooks/credit/30_model.ipynb #d666999c

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TAG', 'read_lock', 'serving_requirements', 'bento_environment', 'bento_home', 'bento_folder', 'pack', 'tail',
-           'free_port', 'serve_packed']
+           'free_port', 'serve_packed', 'serve_here']
 
 # %% ../../notebooks/30_serve/40_pack.ipynb #42c75de1
 import json
@@ -179,6 +179,19 @@ def serve_packed(
             yield f"http://127.0.0.1:{port}"
         finally:
             _stop(process)
+
+# %% ../../notebooks/30_serve/40_pack.ipynb #ac6c63a1
+def serve_here(
+    tag: str,  # name:version, as `pack` returned it
+    host: str,
+    port: int,
+) -> None:
+    "Replaces this process by a service of a packed bento; raises FinureError if the port is taken."
+    free_port(port, host)
+    os.chdir(bento_folder(tag) / "src")
+    command = [sys.executable, "-m", "bentoml", "serve", str(bento_folder(tag)), "--host", host, "-p", str(port)]
+    sys.stdout.flush()
+    os.execve(sys.executable, command, os.environ | bento_environment())
 
 # %% ../../notebooks/30_serve/40_pack.ipynb #8c30ce90
 def _wait_ready(

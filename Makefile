@@ -1,0 +1,61 @@
+# finure: `make run` for the whole way, `make test` for the proof.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lab sync lock bench clean
+
+help:  ## show this list
+	@awk -F':.*## ' '/^[a-z%-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## make .venv and install the locked packages
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("finure needs Python 3.11 or newer, this is %d.%d; try make PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "On Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "Installing the locked packages into $(VENV), once"
+	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@git config merge.nbdev-merge.driver "$(BIN)/nbdev_merge %O %A %B %P" 2>/dev/null || true
+	@touch $@
+
+run: $(STAMP)  ## the credit pipeline: pull, validate, train, gate, register, pack, serve, ask, report
+	@$(BIN)/finure pipeline credit
+
+test: $(STAMP)  ## everything that proves the project
+	@$(BIN)/ruff check notebooks tests finure bentos
+	@$(BIN)/ruff format --check notebooks tests
+	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+lab: $(STAMP)  ## JupyterLab on the notebooks
+	@$(BIN)/jupyter lab --notebook-dir=notebooks
+
+sync: $(STAMP)  ## format the notebooks and export them to finure/
+	@$(BIN)/ruff check --fix --quiet notebooks tests
+	@$(BIN)/ruff format --quiet notebooks tests
+	@$(BIN)/nbdev_clean
+	@$(BIN)/nbdev_export
+
+train-%: $(STAMP)  ## train a product: make train-credit
+	@$(BIN)/finure run $*/40_train
+
+report-%: $(STAMP)  ## report on the newest model of a product
+	@$(BIN)/finure report $*
+
+serve-%: $(STAMP)  ## serve the newest registered model of a product
+	@$(BIN)/finure serve $*
+
+bench: $(STAMP)  ## timings of fitting, scoring and serving, with their conditions
+	@$(BIN)/python tests/bench.py
+
+lock: $(STAMP)  ## renew requirements.lock from pyproject.toml
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes \
+		--no-emit-index-url --no-header --output-file requirements.lock pyproject.toml
+
+clean:  ## remove what tests and builds leave; runs/ and .venv stay
+	@rm -rf .pytest_cache .ruff_cache .coverage build dist *.egg-info
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
