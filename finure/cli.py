@@ -182,7 +182,7 @@ def report(
     out.print(f"Open {ended.page} or {Settings().home_dir() / 'index.html'}", highlight=False)
     raise typer.Exit(ended.exit_code)
 
-# %% ../notebooks/90_cli.ipynb #828e721e
+# %% ../notebooks/90_cli.ipynb #f9008252
 @registry_app.command("ls")
 def registry_ls(
     name: Annotated[str | None, typer.Argument(help="Of a registered model; all if none is named.")] = None,
@@ -195,6 +195,9 @@ def registry_ls(
          v["tags"].get("kind", ""), f"{v['metrics'].get('auc', float('nan')):.4f}", v["tags"].get("run", "")]
         for v in versions(name)
     ]  # fmt: skip
+    if not rows:
+        out.print("There is no registered model yet; `make train-credit` trains one.")
+        return
     _table(["model", "version", "aliases", "created (UTC)", "contract", "kind", "AUC", "run"], rows)
 
 # %% ../notebooks/90_cli.ipynb #51ed7273

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['ASKED', 'params_for', 'first_params', 'Steps', 'ask', 'as_applications', 'compare', 'pipeline']
 
-# %% ../notebooks/80_pipeline.ipynb #516a7f9f
+# %% ../notebooks/80_pipeline.ipynb #c87409ae
 import importlib
 import json
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,7 +85,7 @@ class Steps:
         table.add_row("all", f"{sum(s for _, s, _ in self.done):.1f}", "", style="bold")
         return table
 
-# %% ../notebooks/80_pipeline.ipynb #8c92448a
+# %% ../notebooks/80_pipeline.ipynb #b9c4243b
 def ask(
     url: str,  # of a running service
     path: str,
@@ -93,8 +94,13 @@ def ask(
     "One request to a service, and its JSON answer."
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url + path, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        problem = json.load(error)
+        where = ", ".join(v["field"] for v in problem.get("violations", []))
+        raise FinureError(f"{path} answered {error.code}: {problem.get('detail')} {where}") from None
 
 # %% ../notebooks/80_pipeline.ipynb #dcd44b91
 def as_applications(
@@ -119,7 +125,7 @@ def _as_json(value: object, column: Column) -> object:
         return bool(value)
     return int(value) if column.type == "integer" else value
 
-# %% ../notebooks/80_pipeline.ipynb #39ee314d
+# %% ../notebooks/80_pipeline.ipynb #ec54048f
 def compare(
     url: str,
     rows: pd.DataFrame,  # clean rows
@@ -131,7 +137,7 @@ def compare(
     single = ask(url, "/api/v1/predict", applications[0])
     answers = ask(url, "/api/v1/batch-predict", {"applications": applications})["results"]
     here = scorer.decide_frame(rows)
-    apart = max(abs(a["decision"]["pd"] - p) for a, p in zip(answers, here["pd"], strict=True))
+    apart = max(abs(a["pd"] - p) for a, p in zip(answers, here["pd"], strict=True))
     return single, len(answers), apart
 
 # %% ../notebooks/80_pipeline.ipynb #07a79ce2

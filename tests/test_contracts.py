@@ -1,4 +1,4 @@
-"""Contracts: what contradicts itself is refused, and every row of a stranger's file ends as clean or as a reject with a reason"""
+"""What contradicts itself is refused, and every row of a stranger's file ends clean or rejected with a reason"""
 
 import gzip
 import subprocess
@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from finure.contracts.check import check, good_bad, read_table, write_checked
@@ -126,7 +126,8 @@ def test_unknown_keys_and_names_are_named(tmp_path):
 def test_yaml_dates_and_the_word_null_mean_what_they_say(tmp_path):
     (tmp_path / "c.yaml").write_text(
         "contract: c\nversion: '1'\ntitle: t\nreasons: {r: {category: OTHER, text: t}}\ncolumns:\n"
-        "  'on': {type: date, role: input, range: [2011-01-01, 2011-12-31], null: allowed}\n  x: {type: number, reason: r}\n"
+        "  'on': {type: date, role: input, range: [2011-01-01, 2011-12-31], null: allowed}\n"
+        "  x: {type: number, reason: r}\n"
     )
     on = load(tmp_path / "c.yaml").columns["on"]
     assert (on.range, on.null) == (("2011-01-01", "2011-12-31"), "allowed")
@@ -163,12 +164,20 @@ BROKEN_GZ[40:60] = b"x" * 20
 @pytest.mark.parametrize(
     ("name", "content"),
     {
-        "empty.csv": b"", "blank.csv": b"\n\n\n", "random.csv": np.random.default_rng(0).bytes(5000),
-        "quote.csv": b'x,bad\n"unclosed,1\n1,0\n', "ragged.csv": b"x,bad\n1,0\n1,2,3,4\n", "wide.csv": b"x,bad\n9,1,0\n",
-        "cut.csv.gz": gzip.compress(column(range(N)).encode())[:100], "broken.csv.gz": bytes(BROKEN_GZ),
-        "not.zip": b"PK\x03\x04garbage", "not.csv.xz": b"garbage", "not.csv.bz2": b"garbage", "not.parquet": b"garbage",
+        "empty.csv": b"",
+        "blank.csv": b"\n\n\n",
+        "random.csv": np.random.default_rng(0).bytes(5000),
+        "quote.csv": b'x,bad\n"unclosed,1\n1,0\n',
+        "ragged.csv": b"x,bad\n1,0\n1,2,3,4\n",
+        "wide.csv": b"x,bad\n9,1,0\n",
+        "cut.csv.gz": gzip.compress(column(range(N)).encode())[:100],
+        "broken.csv.gz": bytes(BROKEN_GZ),
+        "not.zip": b"PK\x03\x04garbage",
+        "not.csv.xz": b"garbage",
+        "not.csv.bz2": b"garbage",
+        "not.parquet": b"garbage",
     }.items(),
-)  # fmt: skip
+)
 def test_an_unreadable_file_is_named(name, content, tmp_path):
     with pytest.raises(FinureError, match=name):
         read_table(write(tmp_path / name, content))
@@ -218,18 +227,29 @@ def test_absent_columns_fail_the_file_and_are_all_named():
     assert check(pd.DataFrame({"x": [1], "i": ["a"]}), ours, scoring=True).share() == 0
 
 
-RULES = contract({
-    "id": {"type": "text", "role": "id"},
-    "on": {"type": "date", "role": "event_time", "range": ["2007-01-01", "2011-12-31"]},
-    "amount": {"type": "integer", "range": [0, 100], "special": {-9: "none"}, "reason": "r"},
-    "code": {"type": "category", "levels": [1, 2], "reason": "r", "null": "allowed"},
-    "flag": {"type": "boolean", "reason": "r"},
-    "home": {"type": "category", "levels": ["RENT", "NA"], "reason": "r"},
-    "dial": {"type": "integer", "levels": [0, 1], "special": {-8: "off"}, "reason": "r"},
-    "bad": TARGET,
-})  # fmt: skip
-GOOD = {"x": "1", "id": "a", "on": "2011-05", "amount": "3.0", "code": "1.0", "flag": "TRUE", "home": "NA", "dial": "-8",
-        "bad": "0"}  # fmt: skip
+RULES = contract(
+    {
+        "id": {"type": "text", "role": "id"},
+        "on": {"type": "date", "role": "event_time", "range": ["2007-01-01", "2011-12-31"]},
+        "amount": {"type": "integer", "range": [0, 100], "special": {-9: "none"}, "reason": "r"},
+        "code": {"type": "category", "levels": [1, 2], "reason": "r", "null": "allowed"},
+        "flag": {"type": "boolean", "reason": "r"},
+        "home": {"type": "category", "levels": ["RENT", "NA"], "reason": "r"},
+        "dial": {"type": "integer", "levels": [0, 1], "special": {-8: "off"}, "reason": "r"},
+        "bad": TARGET,
+    }
+)
+GOOD = {
+    "x": "1",
+    "id": "a",
+    "on": "2011-05",
+    "amount": "3.0",
+    "code": "1.0",
+    "flag": "TRUE",
+    "home": "NA",
+    "dial": "-8",
+    "bad": "0",
+}
 
 
 @pytest.mark.parametrize(
@@ -241,13 +261,23 @@ def test_what_is_no_number_is_rejected(value):
 
 
 BROKEN = [
-    ("x", "", "x: is missing"), ("x", "abc", "x: is not a number"), ("on", "31.12.2011", "on: is not a date"),
-    ("on", "2012-01-01", "on: is not a date (YYYY-MM-DD) from 2007-01-01 to 2011-12-31"), ("on", "9999-12-31", "on: "),
-    ("amount", "3.5", "amount: is not a whole number from 0 to 100, or -9 (none)"), ("amount", "-8", "amount: is not"),
-    ("amount", "101", "amount: is not"), ("code", "3", "code: is not one of 1, 2"), ("code", "inf", "code: is not one of"),
-    ("code", "1.5", "code: is not one of"), ("flag", "Y", "flag: is not true or false"), ("home", "rent", "home: is not"),
-    ("dial", "-9", "dial: is not one of 0, 1, or -8 (off)"), ("bad", "2", "bad: is not one of 0, 1"), ("bad", "?", "bad: is"),
-]  # fmt: skip
+    ("x", "", "x: is missing"),
+    ("x", "abc", "x: is not a number"),
+    ("on", "31.12.2011", "on: is not a date"),
+    ("on", "2012-01-01", "on: is not a date (YYYY-MM-DD) from 2007-01-01 to 2011-12-31"),
+    ("on", "9999-12-31", "on: "),
+    ("amount", "3.5", "amount: is not a whole number from 0 to 100, or -9 (none)"),
+    ("amount", "-8", "amount: is not"),
+    ("amount", "101", "amount: is not"),
+    ("code", "3", "code: is not one of 1, 2"),
+    ("code", "inf", "code: is not one of"),
+    ("code", "1.5", "code: is not one of"),
+    ("flag", "Y", "flag: is not true or false"),
+    ("home", "rent", "home: is not"),
+    ("dial", "-9", "dial: is not one of 0, 1, or -8 (off)"),
+    ("bad", "2", "bad: is not one of 0, 1"),
+    ("bad", "?", "bad: is"),
+]
 
 
 @pytest.mark.parametrize(("name", "value", "reason"), BROKEN)
@@ -263,15 +293,19 @@ def test_a_row_with_many_faults_tells_them_all_and_an_id_counts_once():
     checked = check(pd.DataFrame(rows), RULES)
     assert [sorted(reason.split("; ")) for reason in checked.rejects["reject_reason"]] == [
         ["id: occurs more than once"],
-        ["amount: is not a whole number from 0 to 100, or -9 (none)", "home: is not one of RENT, NA", "id: occurs more than once"],
-    ]  # fmt: skip
+        [
+            "amount: is not a whole number from 0 to 100, or -9 (none)",
+            "home: is not one of RENT, NA",
+            "id: occurs more than once",
+        ],
+    ]
     assert checked.clean["home"].tolist() == ["NA"]
 
 
 @pytest.mark.parametrize("rows", [0, 1])
 def test_few_rows_keep_their_columns(rows):
     checked = check(pd.DataFrame([GOOD]).head(rows), RULES)
-    assert list(checked.clean) == [name for name in RULES.columns]
+    assert list(checked.clean) == list(RULES.columns)
     assert (len(checked.clean), checked.share()) == (rows, 0)
 
 
@@ -288,12 +322,19 @@ def test_moments_become_days_of_one_clock():
 
 
 CELLS = st.one_of(
-    st.sampled_from(["", "NA", "?", "0", "1", "2", "-9", "1.0", "inf", "nan", "true", "RENT", "2011-01-01", "1e400", " 1 "]),
-    st.text(max_size=6), st.none(), st.integers(-10, 200), st.floats(), st.booleans(), st.dates(),
-)  # fmt: skip
+    st.sampled_from(
+        ["", "NA", "?", "0", "1", "2", "-9", "1.0", "inf", "nan", "true", "RENT", "2011-01-01", "1e400", " 1 "]
+    ),
+    st.text(max_size=6),
+    st.none(),
+    st.integers(-10, 200),
+    st.floats(),
+    st.booleans(),
+    st.dates(),
+)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12, deadline=None, phases=[Phase.reuse, Phase.generate])
 @given(
     st.lists(
         st.fixed_dictionaries({name: st.one_of(st.just(good), CELLS) for name, good in GOOD.items()}),
@@ -351,15 +392,24 @@ def give_me_credit(n):
     "Like the well-known competition file: an unnamed index, hyphens, 96 and 98 as codes, NA."
     rng = np.random.default_rng(0)
     late = lambda: rng.choice([0, 1, 2, 5, 13, 96, 98], n, p=[0.84, 0.1, 0.03, 0.01, 0.01, 0.005, 0.005])  # noqa: E731
-    return pd.DataFrame({
-        "": np.arange(1, n + 1), "SeriousDlqin2yrs": (rng.random(n) < 0.067).astype(int),
-        "RevolvingUtilizationOfUnsecuredLines": np.where(rng.random(n) < 0.01, 50_000 * rng.random(n), rng.random(n)),
-        "age": rng.integers(0, 100, n), "NumberOfTime30-59DaysPastDueNotWorse": late(), "DebtRatio": rng.exponential(300, n),
-        "MonthlyIncome": np.where(rng.random(n) < 0.2, "NA", rng.integers(0, 20_000, n).astype(str)),
-        "NumberOfOpenCreditLinesAndLoans": rng.poisson(8, n), "NumberOfTimes90DaysLate": late(),
-        "NumberRealEstateLoansOrLines": rng.poisson(1, n), "NumberOfTime60-89DaysPastDueNotWorse": late(),
-        "NumberOfDependents": rng.choice(["NA", "0", "1", "2", "9"], n),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "": np.arange(1, n + 1),
+            "SeriousDlqin2yrs": (rng.random(n) < 0.067).astype(int),
+            "RevolvingUtilizationOfUnsecuredLines": np.where(
+                rng.random(n) < 0.01, 50_000 * rng.random(n), rng.random(n)
+            ),
+            "age": rng.integers(0, 100, n),
+            "NumberOfTime30-59DaysPastDueNotWorse": late(),
+            "DebtRatio": rng.exponential(300, n),
+            "MonthlyIncome": np.where(rng.random(n) < 0.2, "NA", rng.integers(0, 20_000, n).astype(str)),
+            "NumberOfOpenCreditLinesAndLoans": rng.poisson(8, n),
+            "NumberOfTimes90DaysLate": late(),
+            "NumberRealEstateLoansOrLines": rng.poisson(1, n),
+            "NumberOfTime60-89DaysPastDueNotWorse": late(),
+            "NumberOfDependents": rng.choice(["NA", "0", "1", "2", "9"], n),
+        }
+    )
 
 
 def test_a_portfolio_like_give_me_some_credit(tmp_path):
@@ -413,11 +463,14 @@ def test_a_portfolio_like_a_bank_campaign(tmp_path):
     ]
     frame = pd.DataFrame({f"text {i}": rng.choice(kind, N) for i, kind in enumerate(kinds)})
     frame = frame.assign(
-        balance=rng.normal(0, 900, N).round(2), born=[f"{d % 28 + 1:02d}.03.1980" for d in range(N)],
-        opened=pd.date_range("2011-01-01", periods=N).strftime("%Y-%m-%d"), month=[f"2011-{i % 12 + 1:02d}" for i in range(N)],
-        town=[f"town {i}" for i in range(N)], term=[f"{12 * (i % 12 + 1)} months" for i in range(N)],
+        balance=rng.normal(0, 900, N).round(2),
+        born=[f"{d % 28 + 1:02d}.03.1980" for d in range(N)],
+        opened=pd.date_range("2011-01-01", periods=N).strftime("%Y-%m-%d"),
+        month=[f"2011-{i % 12 + 1:02d}" for i in range(N)],
+        town=[f"town {i}" for i in range(N)],
+        term=[f"{12 * (i % 12 + 1)} months" for i in range(N)],
         default=rng.choice(["yes", "no"], N, p=[0.2, 0.8]),
-    )  # fmt: skip
+    )
     frame.to_csv(tmp_path / "bank.csv", index=False, sep=";", quoting=1)
     ours, checked = drafted(tmp_path / "bank.csv", "default", tmp_path)
     kinds = {name: (column.type, column.role) for name, column in ours.columns.items()}
@@ -433,14 +486,23 @@ def test_a_portfolio_like_a_bank_campaign(tmp_path):
 
 
 SHAPES = {
-    "decimals": ([f" {i}.0 " for i in range(N)], "integer", 0), "negative": ([-i * 100.5 for i in range(N)], "number", 0),
-    "huge": ([1.7e308 if i == 7 else i for i in range(N)], "number", 1), "tiny": ([5e-324 * (i % 2) for i in range(N)], "number", 0),
-    "beyond float": ([10**19 + i * 10**4 for i in range(N)], "number", 0), "inf": (["inf" if i == 7 else i for i in range(N)], "integer", 1),
-    "stray": (["n. a." if i == 7 else i for i in range(N)], "integer", 1), "sas": (["." if i % 9 else i for i in range(N)], "integer", 0),
-    "two codes": ([-9 + i % 2 for i in range(N)], "integer", 0), "zero to one": ([i / N for i in range(N)], "number", 0),
+    "decimals": ([f" {i}.0 " for i in range(N)], "integer", 0),
+    "negative": ([-i * 100.5 for i in range(N)], "number", 0),
+    "huge": ([1.7e308 if i == 7 else i for i in range(N)], "number", 1),
+    "tiny": ([5e-324 * (i % 2) for i in range(N)], "number", 0),
+    "beyond float": ([10**19 + i * 10**4 for i in range(N)], "number", 0),
+    "inf": (["inf" if i == 7 else i for i in range(N)], "integer", 1),
+    "stray": (["n. a." if i == 7 else i for i in range(N)], "integer", 1),
+    "sas": (["." if i % 9 else i for i in range(N)], "integer", 0),
+    "two codes": ([-9 + i % 2 for i in range(N)], "integer", 0),
+    "zero to one": ([i / N for i in range(N)], "number", 0),
     "last level": ([["0", "1", "2", "3+"][i % 4] for i in range(N)], "category", 0),
-    "odd words": ([["=", "~", "- a", "yes", "#x", "a: b", "null ", "2011", "é\u2028", "'"][i % 10] for i in range(N)], "category", 0),
-}  # fmt: skip
+    "odd words": (
+        [["=", "~", "- a", "yes", "#x", "a: b", "null ", "2011", "é\u2028", "'"][i % 10] for i in range(N)],
+        "category",
+        0,
+    ),
+}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -530,15 +592,24 @@ def test_targets_that_cannot_be(tmp_path):
 
 
 def test_parquet_types(tmp_path):
-    frame = pd.DataFrame({
-        "i": pd.Series(range(N)).astype("Int64").where(pd.Series(range(N)) > 9), "flag": [True, False] * (N // 2),
-        "day": pd.date_range("2011-01-01", periods=N), "kind": pd.Categorical(["u", "v"] * (N // 2)), "bad": [0.0, 1.0] * (N // 2),
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "i": pd.Series(range(N)).astype("Int64").where(pd.Series(range(N)) > 9),
+            "flag": [True, False] * (N // 2),
+            "day": pd.date_range("2011-01-01", periods=N),
+            "kind": pd.Categorical(["u", "v"] * (N // 2)),
+            "bad": [0.0, 1.0] * (N // 2),
+        }
+    )
     frame.to_parquet(tmp_path / "t.parquet")
     ours, checked = drafted(tmp_path / "t.parquet", "bad", tmp_path, bad="1")
     assert {name: column.type for name, column in ours.columns.items()} == {
-        "i": "integer", "flag": "boolean", "day": "date", "kind": "category", "bad": "category",
-    }  # fmt: skip
+        "i": "integer",
+        "flag": "boolean",
+        "day": "date",
+        "kind": "category",
+        "bad": "category",
+    }
     assert checked.share() == 0
 
 

@@ -116,7 +116,7 @@ def _levels(values: pd.Series, column: Column) -> pd.Series:
     "Levels as the contract writes them."
     if not all(isinstance(level, int) for level in column.levels):
         return values.map(lambda value: value if value is None else str(value))
-    numbers = pd.to_numeric(values, errors="coerce")
+    numbers = pd.to_numeric(values, errors="coerce").astype("float64")
     whole = {value: int(value) for value in numbers[np.isfinite(numbers)].unique() if value == round(value)}
     return numbers.map(whole).astype(object).where(numbers.isin(whole), values)
 

@@ -278,7 +278,10 @@ def _convert(
     try:
         return msgspec.convert(plain, kind)
     except msgspec.ValidationError as error:
-        raise FinureError(f"{place}: {error}. See the other contracts in data/contracts for the format.") from None
+        hint = "See the other contracts in data/contracts for the format."
+        if "got `bool`" in str(error):
+            hint = "YAML reads yes, no, on and off as true and false: put them in quotes."
+        raise FinureError(f"{place}: {error}. {hint}") from None
 
 # %% ../../notebooks/01_contracts/00_contract.ipynb #916bb876
 def _plain(
