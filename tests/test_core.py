@@ -81,9 +81,7 @@ def test_telemetry_is_off(monkeypatch):
 
 
 def test_the_core_is_light():
-    code = (
-        "import sys, finure.core; print(*{'pandas', 'sklearn', 'mlflow', 'matplotlib', 'fastcore'} & set(sys.modules))"
-    )
+    code = "import sys, finure.core; print(*{'pandas', 'sklearn', 'mlflow', 'fastcore'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

@@ -1,6 +1,7 @@
 """A pull never leaves a wrong file, and a split never learns from the test period"""
 
 import contextlib
+import datetime as dt
 import hashlib
 import re
 import threading
@@ -113,14 +114,14 @@ def test_over_http_after_two_breaks(resumes, tmp_path):
 def test_what_the_server_refuses_is_told(status, tmp_path):
     with (
         server(status=status) as (url, _),
-        pytest.raises(FinureError, match="x.csv is not to be had from .*ask the publisher"),
+        pytest.raises(FinureError, match="not to be had from .*ask the publisher"),
     ):
         pull("x", setting(tmp_path, url), book())
     assert files(tmp_path) == {}
 
 
 @pytest.mark.parametrize(
-    "base", ["http://127.0.0.1:9", "http://127.0.0.1:port", "http:///", "odd://x", "http://[x", "/no/such/folder"]
+    "base", ["http://127.0.0.1:9", "http://127.0.0.1:port", "http:///", "odd://x", "http://[x", "/no/such"]
 )
 def test_addresses_that_lead_nowhere(base, tmp_path):
     with pytest.raises(FinureError, match="x.csv is not to be had from "):
@@ -144,9 +145,7 @@ def test_a_wrong_file_is_not_kept(source, tmp_path):
 def test_a_truncated_source_is_told_and_the_next_pull_goes_on(source, tmp_path):
     (source / "x.csv").write_bytes(CONTENT[:1000])
     for _ in range(2):
-        with pytest.raises(
-            FinureError, match=rf"cut off: 1,000 of {len(CONTENT):,} bytes.*the file at the source is not whole"
-        ):
+        with pytest.raises(FinureError, match=f"cut off: 1,000 of {len(CONTENT):,} bytes.*at the source is not whole"):
             pull("x", setting(tmp_path, source), book())
         assert files(tmp_path) == {"x.csv.part": CONTENT[:1000]}
     (source / "x.csv").write_bytes(CONTENT)
@@ -267,7 +266,7 @@ def applications(n=800, seed=0):
 @settings(max_examples=50, deadline=None)
 @given(
     st.integers(0, 99),
-    st.dates(pd.Timestamp("2022-09-01").date(), pd.Timestamp("2023-08-01").date()),
+    st.dates(dt.date(2022, 9, 1), dt.date(2023, 8, 1)),
     st.integers(1, 90),
 )
 def test_nothing_of_the_test_period_is_learnt_and_labels_were_known(seed, start, gap):

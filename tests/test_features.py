@@ -92,7 +92,7 @@ def frame_of(rows):
     return frame.astype(dates | dict.fromkeys(("a", "b", "coded", "whole", "flag"), "float64"))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(contracts(), st.lists(ROWS, min_size=1, max_size=6))
 def test_batch_equals_online(contract, rows):
     features, trees = FeatureSet(contract), TreeColumns(contract)

@@ -183,7 +183,7 @@ def _is_day(
     except ValueError:
         return False
 
-# %% ../../notebooks/01_contracts/00_contract.ipynb #c9a6b377
+
 def _is_pattern(
     text: str,
 ) -> bool:
@@ -307,7 +307,7 @@ def load(
             raise FinureError(f"No contract `{path.stem}`. Known: {known}. Draft one with `finure contract draft`.")
     return parse(read_yaml(path), str(path.name))
 
-# %% ../../notebooks/01_contracts/00_contract.ipynb #c9142945
+
 def contracts_folder() -> Path:  # absolute
     "Where the contracts of this checkout are."
     return (find_root() or Path.cwd()) / "data" / "contracts"
@@ -376,7 +376,7 @@ def allowed(
               (True, False): f" of at most {_short(high)}", (True, True): ""}[low is None, high is None]  # fmt: skip
     return words + bounds + codes
 
-# %% ../../notebooks/01_contracts/00_contract.ipynb #12e6b8ae
+
 def _short(
     value: float | str | None,
 ) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # %% ../../notebooks/credit/45_figures.ipynb #ffd9294e
 INK, SOFT, BLUE, GOOD, BAD, GREY = "#1c2430", "#5b6675", "#1f5fa8", "#2f7d5b", "#b3401e", "#c9d0d8"
-ZONES = {"approve": "#e3f4ea", "refer": "#fdf1dc", "decline": "#fde8e6"}
+ZONES = {"decline": "#fde8e6", "refer": "#fdf1dc", "approve": "#e3f4ea"}
 
 # %% ../../notebooks/credit/45_figures.ipynb #6c109163
 def _canvas(
@@ -60,31 +60,23 @@ def picture(
 def distribution_figure(
     score: np.ndarray,  # 300 to 850
     bad: np.ndarray,  # 1 bad, 0 good
-    edges: Mapping[str, float],  # lowest score that is approved, and that is not declined
+    edges: tuple[float, float],  # the lowest score that is referred, and that is approved
 ) -> Figure:
     "How the scores of goods and bads lie, and what the policy makes of them."
     fig, (ax,) = _canvas()
     low, high = np.floor(score.min() / 20) * 20, np.ceil((score.max() + 1) / 20) * 20
-    zones = {
-        "decline": (low, edges["refer"]),
-        "refer": (edges["refer"], edges["approve"]),
-        "approve": (edges["approve"], high),
-    }
-    for name, (start, end) in zones.items():
-        start, end = max(start, low), min(end, high)
+    for name, start, end in zip(ZONES, (low, *edges), (*edges, high), strict=True):
+        start, end = np.clip((start, end), low, high)
         if start < end:
             ax.axvspan(start, end, color=ZONES[name], lw=0)
-            ax.text(
-                (start + end) / 2, 1.01, name, transform=ax.get_xaxis_transform(), ha="center", color=SOFT, fontsize=9
-            )
+            middle, above = (start + end) / 2, ax.get_xaxis_transform()
+            ax.text(middle, 1.01, name, transform=above, ha="center", color=SOFT, fontsize=9)
     bins = np.arange(low, high + 20, 20)
     for value, color, name in ((0, GOOD, "good"), (1, BAD, "bad")):
         part = score[bad == value]
         ax.hist(part, bins, weights=np.full(len(part), 1 / len(part)), histtype="step", lw=2, color=color,
                 label=f"{name} ({len(part):,})")  # fmt: skip
-    ax.set(
-        xlabel="score (higher is safer), bands of 20 points", ylabel="share of all goods, of all bads", xlim=(low, high)
-    )
+    ax.set(xlabel="score (higher is safer), bands of 20 points", ylabel="share of goods, of bads", xlim=(low, high))
     ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
     ax.legend(frameon=False, fontsize=9)
     return fig

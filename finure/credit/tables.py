@@ -32,15 +32,14 @@ class Trained(NamedTuple):
     result: dict  # result.json
     contract: Contract  # as it was trained with
     scorer: CreditScorer  # of the candidate
-    scored: pd.DataFrame  # features, part, bad, event_time, pd_scorecard, pd_boosting; pd: the candidate's
+    scored: pd.DataFrame  # features, part, bad, event_time, pd_scorecard, pd_boosting, pd_candidate
 
     @property
     def version(self) -> str:
         "The name and the version of the model."
         registered = self.result.get("registered")
-        return f"{self.result['model_name']} " + (
-            f"version {registered['version']}" if registered else "(not registered)"
-        )
+        number = f"version {registered['version']}" if registered else "(not registered)"
+        return f"{self.result['model_name']} {number}"
 
     @property
     def identity(self) -> str:
@@ -82,7 +81,7 @@ def read_run(
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     bundle = folder / "models" / result["candidate"]
     scored = pd.read_parquet(folder / "scored.parquet")
-    scored["pd"] = scored[f"pd_{result['candidate']}"]
+    scored["pd_candidate"] = scored[f"pd_{result['candidate']}"]
     return Trained(folder, read_record(folder), result, load(bundle / "contract.yaml"), load_scorer(bundle), scored)
 
 # %% ../../notebooks/credit/44_tables.ipynb #c90097ee
@@ -106,13 +105,10 @@ def changes(
     if before is None:
         return "There is no earlier registered version for this portfolio to compare with."
     name, old, new = f"version {before['registered']['version']}", before["metrics"], trained.result["metrics"]
-    moved = [
-        f"{key.upper()} {old[key]:.4f} → {new[key]:.4f} ({new[key] - old[key]:+.4f})" for key in ("auc", "ks", "ece")
-    ]
+    moved = [f"{k.upper()} {old[k]:.4f} → {new[k]:.4f} ({new[k] - old[k]:+.4f})" for k in ("auc", "ks", "ece")]
     told = {"candidate": "the kind of model", "data": "the data", "split": "the test period"}
-    other = [
-        f"{told[key]} ({before[key]} → {trained.result[key]})" for key in told if before.get(key) != trained.result[key]
-    ]
+    now = trained.result
+    other = [f"{told[k]} ({before.get(k)} → {now[k]})" for k in told if before.get(k) != now[k]]
     return (
         f"Against {name} (training run {before['run']}): {', '.join(moved)}. "
         f"Changed: {'; '.join(other) or 'neither the kind of model nor the data nor the test period'}."
@@ -124,7 +120,7 @@ def decisions(
 ) -> pd.DataFrame:  # pd, bad, score, grade, decision, profit (share of the amount); one row per test application
     "What the model and the policy say of every test row, and what it would have earned if approved."
     rows, scorer, settings = trained.part("test"), trained.scorer, trained.record["parameters"]
-    table = rows[["pd", "bad"]].copy()
+    table = rows[["pd_candidate", "bad"]].set_axis(["pd", "bad"], axis=1)
     table["score"] = table["pd"].map(scorer.scale.shown)
     table["grade"] = table["pd"].map(scorer.grade)
     table["decision"] = table["pd"].map(scorer.decision)
@@ -181,7 +177,9 @@ def vintages(
     by = "Q" if days.days < 366 * 8 else "Y"
     table = vintage_table(scored["event_time"].to_numpy(), scored["bad"].to_numpy(), by)
     rows = scored.groupby(scored["event_time"].dt.to_period(by))
-    return table.assign(mean_pd=rows["pd"].mean(), is_test=rows["part"].agg(lambda part: (part == "test").mean() > 0.5))
+    return table.assign(
+        mean_pd=rows["pd_candidate"].mean(), is_test=rows["part"].agg(lambda part: (part == "test").mean() > 0.5)
+    )
 
 # %% ../../notebooks/credit/44_tables.ipynb #17d35d49
 def model_values(
@@ -235,11 +233,12 @@ def _explained_words(
     seed: int,
 ) -> str:
     "Which applications were explained."
-    which = (
-        f"all {there:,} of them" if chosen == there else f"a sample of {chosen:,} of {there:,} of them (seed {seed})"
-    )
-    check = f"The model, asked again, gave the PD that the run had written down for {same:,} of {rows:,} test rows. "
-    return check + f"The reasons are of {which}."
+
+    check = f"The model, asked again, gave the PD that the run had written down for {same:,} of {rows:,} test rows."
+    if not there:
+        return f"{check} None of these was referred or declined, so there are no reasons to show."
+    which = f"all {there:,}" if chosen == there else f"a sample (seed {seed}) of {chosen:,} of the {there:,}"
+    return f"{check} The reasons are those of {which} of these that were referred or declined."
 
 # %% ../../notebooks/credit/44_tables.ipynb #ebaf29df
 def examples(
@@ -268,8 +267,8 @@ def feature_table(
 
 # %% ../../notebooks/credit/44_tables.ipynb #a8310e14
 BADGES = {
-    "passed": "done", "stable": "done", "in line": "done", "investigate": "gate", "shift": "failed", "PD too low": "failed",
-    "not passed": "failed",
+    "passed": "done", "stable": "done", "in line": "done", "investigate": "gate", "shift": "failed",
+    "PD too low": "failed", "not passed": "failed",
 }  # fmt: skip
 
 # %% ../../notebooks/credit/44_tables.ipynb #c314db6b
