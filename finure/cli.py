@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from . import __version__
 from .core import FinureError, Settings, root, telemetry_off
@@ -46,7 +46,7 @@ def _table(
     rows: list[list[object]],
 ) -> None:
     "Prints a table; plain text where nobody looks."
-    table = Table(*columns, header_style="bold")
+    table = Table(*(Column(name, overflow="fold") for name in columns), header_style="bold")
     for row in rows:
         table.add_row(*map(str, row))
     out.print(table)

@@ -156,6 +156,7 @@ def _words(
     return (
         f"Evidently's pictures of {which}: {drawn:,} of {total['reference']:,} training rows and {drawn:,} of "
         f"{total['current']:,} current rows (drawn with seed {seed}), in the bins of the training data, a missing "
-        "value in a bin of its own. A population stability index (PSI) below 0.1 is stable, above 0.25 a shift; “detected” "
+        "value in a bin of its own. A population stability index (PSI) below 0.1 is stable, above 0.25 a shift; "
+        "“detected” "
         "means above 0.1. The first two boxes count the columns above 0.1, the next two those above 0.25."
     )

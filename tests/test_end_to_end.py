@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -58,7 +57,8 @@ def loans() -> pd.DataFrame:
     income = np.exp(rng.normal(8, 0.5, n)).round()
     return pd.DataFrame({
         "Unnamed: 0": np.arange(n), "Late30-59Days": late.astype(int), "limitUse": use,
-        "MonthlyIncome": np.where(rng.random(n) < 0.2, np.nan, income), "oldestTrade": np.where(rng.random(n) < 0.1, -9, 120),
+        "MonthlyIncome": np.where(rng.random(n) < 0.2, np.nan, income),
+        "oldestTrade": np.where(rng.random(n) < 0.1, -9, rng.integers(1, 400, n)),
         "housing": rng.choice(["rent", "own", "other"], n), "age": rng.integers(20, 80, n),
         "defaulted": np.where(rng.random(n) < 1 / (1 + np.exp(-risk)), "yes", "no"),
     })  # fmt: skip
@@ -113,8 +113,10 @@ def test_the_readme_has_the_commands_that_are_tested():
 ELSEWHERE = {"make test", "FINURE_DATA=/data/credit make run"}  # this run; `real` below
 RUN = [
     "make run", "make sync", ".venv/bin/finure run credit/40_train -p candidate=scorecard",
-    ".venv/bin/finure contract draft loans.csv --target defaulted", ".venv/bin/finure contract check loans loans.csv --out runs",
-    ".venv/bin/finure pipeline -f params/loans.yaml", ".venv/bin/finure doctor", "make train-credit", "make report-credit",
+    ".venv/bin/finure contract draft loans.csv --target defaulted",
+    ".venv/bin/finure contract check loans loans.csv --out runs",
+    ".venv/bin/finure pipeline -f params/loans.yaml",
+    ".venv/bin/finure doctor", "make train-credit", "make report-credit",
     ".venv/bin/finure contract show simulated_bank", ".venv/bin/finure registry ls",
 ]  # fmt: skip
 STARTED = ["make lab", "make serve-credit"]

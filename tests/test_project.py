@@ -137,7 +137,7 @@ HEAVY = ("pandas", "mlflow", "shap", "evidently", "xgboost", "sklearn", "matplot
 
 
 def test_the_serving_process_stays_small():
-    code = "import sys, finure.credit.decide, finure.serve.bento; print([m for m in %r if m in sys.modules])" % (HEAVY,)
+    code = f"import sys, finure.credit.decide, finure.serve.bento; print([m for m in {HEAVY} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

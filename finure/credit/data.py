@@ -74,13 +74,15 @@ def split_rows(
             f"train_to {last:%Y-%m-%d}, test_from {start:%Y-%m-%d}, test_to {end:%Y-%m-%d}: not in order."
         )
     train, test = (when <= last).to_numpy(), when.between(start, end).to_numpy()
-    sentence = f"Trained on applications up to {last:%Y-%m-%d}, tested on {start:%Y-%m-%d} to {end:%Y-%m-%d}."
     if known is not None:
         train &= (frame[known] < start).to_numpy()
-        sentence += " Training rows whose outcome was not known when the test period began were left out."
+        knew = "whose outcome was known when the test period began"
+    else:
+        knew = "by their final outcome (the contract has no date on which it was known)"
     _enough(train, bad, "training")
     _enough(test, bad, "test")
-    return Split(train, test, sentence)
+    learned = f"Trained on applications up to {when[train].max():%Y-%m-%d}, {knew}"
+    return Split(train, test, f"{learned}; tested on {start:%Y-%m-%d} to {end:%Y-%m-%d}.")
 
 # %% ../../notebooks/credit/00_data.ipynb #fa0f6191
 def _date(

@@ -77,7 +77,7 @@ def distribution_figure(
         ax.hist(part, bins, weights=np.full(len(part), 1 / len(part)), histtype="step", lw=2, color=color,
                 label=f"{name} ({len(part):,})")  # fmt: skip
     ax.set(xlabel="score (higher is safer), bands of 20 points", ylabel="share of goods, of bads", xlim=(low, high))
-    ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.legend(frameon=False, fontsize=9)
     return fig
 
@@ -88,9 +88,10 @@ def ranking_figure(
 ) -> Figure:
     "ROC curves of the models, and how far the candidate pulls goods and bads apart."
     fig, (left, right) = _canvas(3.9, 2)
-    for (name, risk), color in zip(pds.items(), (BLUE, SOFT), strict=False):
+
+    for (name, risk), color, on_top in zip(pds.items(), (BLUE, "#d98a00"), (3, 2), strict=True):
         good, caught, _ = roc_curve(bad, risk)
-        left.plot(good, caught, color=color, lw=1.8, label=f"{name}, AUC {auc(bad, risk):.4f}")
+        left.plot(good, caught, color=color, lw=1.6, zorder=on_top, label=f"{name}, AUC {auc(bad, risk):.4f}")
     left.plot([0, 1], [0, 1], color=GREY, ls="--", lw=1, label="a coin, 0.5")
     left.set(xlabel="goods refused", ylabel="bads refused", title="Bads caught for goods refused")
     risk = next(iter(pds.values()))
@@ -102,8 +103,8 @@ def ranking_figure(
     right.set(xlabel="PD of the candidate", ylabel="share with a higher PD", title="Goods and bads apart",
               xlim=(0, np.quantile(risk, 0.995)))  # fmt: skip
     for ax in (left, right):
-        ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
-        ax.xaxis.set_major_formatter(PercentFormatter(1, 0))
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
+        ax.xaxis.set_major_formatter(PercentFormatter(1))
         ax.legend(frameon=False, fontsize=9)
     return fig
 
@@ -130,8 +131,8 @@ def reliability_figure(
         xlim=(0, end),
         ylim=(0, end),
     )
-    ax.xaxis.set_major_formatter(PercentFormatter(1, 0))
-    ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    ax.xaxis.set_major_formatter(PercentFormatter(1))
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.legend(frameon=False, fontsize=9, loc="upper left")
     return fig
 
@@ -149,8 +150,9 @@ def shift_figure(
     ax.bar(at + 0.2, shares[1], 0.4, color=BLUE, label="test rows")
     ax.set_xticks(at, [f"{label}" for label in bins.labels[:-1]], rotation=30, ha="right")
     ax.set(xlabel="score, tenths of the training rows", ylabel="share of applications")
-    ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
-    ax.legend(frameon=False, fontsize=9)
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.set_ylim(0, 1.2 * max(map(max, shares)))
+    ax.legend(frameon=False, fontsize=9, ncols=2, loc="upper right")
     return fig
 
 # %% ../../notebooks/credit/45_figures.ipynb #9a19cdb6
@@ -187,7 +189,7 @@ def profit_figure(
         ax.axvline(policy["approve_up_to"], color=GOOD, ls=":", label="approved up to")
         ax.axvline(policy["decline_above"], color=BAD, ls="--", label="declined above")
         ax.set(xlabel="cut-off: highest PD that is approved")
-        ax.xaxis.set_major_formatter(PercentFormatter(1, 0))
+        ax.xaxis.set_major_formatter(PercentFormatter(1))
         ax.yaxis.set_major_formatter(PercentFormatter(1))
         ax.legend(frameon=False, fontsize=9)
     return fig
@@ -207,7 +209,7 @@ def vintage_figure(
     every = max(1, len(at) // 14)
     ax.set_xticks(at[::every], labels[::every], rotation=30, ha="right")
     ax.set(xlabel="vintage: when the application was made", ylabel="bad rate", ylim=(0, min(1, 1.15 * _ceiling(table))))
-    ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.legend(frameon=False, fontsize=9)
     return fig
 
@@ -233,7 +235,7 @@ def bars_figure(
     if other is not None:
         ax.barh(shown.index, other.reindex(shown.index), color=BLUE, height=0.65, label=names[1])
         ax.legend(frameon=False, fontsize=9, loc="lower right")
-        ax.xaxis.set_major_formatter(PercentFormatter(1, 0))
+        ax.xaxis.set_major_formatter(PercentFormatter(1))
     ax.set(xlabel=label)
     ax.grid(visible=False, axis="y")
     return fig

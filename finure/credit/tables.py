@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BADGES', 'Trained', 'find_run', 'read_run', 'previous', 'changes', 'decisions', 'by_group', 'score_bands',
-           'tested_grades', 'vintages', 'model_values', 'Explained', 'explain', 'examples', 'feature_table',
-           'html_table', 'cards']
+           'tested_grades', 'p_words', 'vintages', 'model_values', 'Explained', 'explain', 'examples', 'feature_table',
+           'data_dictionary', 'caption', 'html_table', 'cards']
 
 # %% ../../notebooks/credit/44_tables.ipynb #c78cf2b0
 import json
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..contracts.contract import Contract, load
+from ..contracts.contract import Contract, dictionary, load
 from ..core import FinureError, generator
 from .decide import CreditScorer, load_scorer
 from ..metrics import grade_table, information_value, vintage_table, wilson
@@ -142,7 +142,9 @@ def by_group(
         "95 % interval": [f"{a:.1%} to {b:.1%}" for a, b in zip(low, high, strict=True)],
         "profit if approved": parts["profit"].mean(),
     }  # fmt: skip
-    return pd.DataFrame(found).rename_axis(name).reset_index()
+    mix = pd.crosstab(table[group] if isinstance(group, str) else group, table["decision"], normalize="index")
+    mix = mix.reindex(columns=["approve", "refer", "decline"], fill_value=0.0)
+    return pd.DataFrame(found).join(mix).rename_axis(name).reset_index()
 
 # %% ../../notebooks/credit/44_tables.ipynb #9ad1e3c5
 def score_bands(
@@ -151,7 +153,7 @@ def score_bands(
 ) -> pd.DataFrame:
     "The same by bands of the score, the best first."
     start = table["score"] // width * width
-    found = by_group(table, -start, "band").drop(columns="scores")
+    found = by_group(table, (-start).rename("band"), "band").drop(columns="scores")
     return found.assign(band=[f"{-int(s)} to {-int(s) + width - 1}" for s in found["band"]])
 
 # %% ../../notebooks/credit/44_tables.ipynb #0e250075
@@ -160,13 +162,16 @@ def tested_grades(
 ) -> pd.DataFrame:
     "Every grade: is its PD too low for what came of it?"
     tests = grade_table(table["grade"].to_numpy(), table["bad"].to_numpy(), table["pd"].to_numpy()).reset_index()
-    mix = pd.crosstab(table["grade"], table["decision"], normalize="index").reindex(
-        columns=["approve", "refer", "decline"], fill_value=0.0
-    )
-    plain = by_group(table, "grade", "grade").drop(columns=["share", "profit if approved"])
+    plain = by_group(table, "grade", "grade")[["grade", "applications", "mean PD", "bad rate", "95 % interval"]]
     both = plain.merge(tests[["grade", "binomial_p", "jeffreys_p", "verdict"]], on="grade")
-    names = {"binomial_p": "binomial p", "jeffreys_p": "Jeffreys p"}
-    return both.merge(mix, on="grade").rename(columns=names)
+    return both.rename(columns={"binomial_p": "binomial p", "jeffreys_p": "Jeffreys p"})
+
+# %% ../../notebooks/credit/44_tables.ipynb #c41aa4fc
+def p_words(
+    p: float,  # a p-value
+) -> str:
+    "A p-value as people write it."
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 # %% ../../notebooks/credit/44_tables.ipynb #084b3caa
 def vintages(
@@ -265,11 +270,32 @@ def feature_table(
     table = pd.DataFrame(rows, columns=["feature", "meaning", "information value", "mean contribution"])
     return table.sort_values("mean contribution", ascending=False, kind="stable", ignore_index=True)
 
+# %% ../../notebooks/credit/44_tables.ipynb #3c1a3bde
+def data_dictionary(
+    contract: Contract,
+) -> pd.DataFrame:  # name, meaning, holds, if missing, role, what it stands for
+    "Every column of the contract and every derived feature, for people."
+    rows = []
+    for row in dictionary(contract):
+        meaning = row["meaning"] + (f" ({row['unit']})" if row["unit"] else "")
+        stands = ": ".join(part for part in (row["risk"], row["reason"]) if part)
+        derived = contract.features.get(row["name"])
+        holds = f"{derived.op} of {', '.join(derived.of)}" if derived else row["allowed"]
+        rows.append((row["name"], meaning, holds, row["missing"], row["role"], stands))
+    return pd.DataFrame(rows, columns=["name", "meaning", "holds", "if missing", "role", "stands for"])
+
 # %% ../../notebooks/credit/44_tables.ipynb #a8310e14
 BADGES = {
     "passed": "done", "stable": "done", "in line": "done", "investigate": "gate", "shift": "failed",
     "PD too low": "failed", "not passed": "failed",
 }  # fmt: skip
+
+# %% ../../notebooks/credit/44_tables.ipynb #6dd285dc
+def caption(
+    source: str,  # what a figure or a table stands on
+) -> str:
+    "The line under a figure or a table."
+    return f'<p class="sub">{escape(source)}</p>'
 
 # %% ../../notebooks/credit/44_tables.ipynb #c314db6b
 def html_table(
@@ -284,13 +310,14 @@ def html_table(
         "One cell."
         text = "" if pd.isna(value) else escape(format(value, formats.get(name, "")))
         if text in BADGES:
-            text = f'<span class="badge {BADGES[text]}">{text}</span>'
-        return f'<td style="text-align: {"left" if name in words else "right"}">{text}</td>'
+            return f'<td><span class="badge {BADGES[text]}">{text}</span></td>'
+        width = "white-space: nowrap" if len(text) < 22 else "min-width: 150px"
+        return f'<td style="text-align: {"left" if name in words else "right"}; {width}">{text}</td>'
 
     head = "".join(f'<th style="text-align: {"left" if c in words else "right"}">{escape(str(c))}</th>' for c in table)
     rows = ["".join(cell(name, row[name]) for name in table) for row in table.to_dict("records")]
     body = "".join(f"<tr>{row}</tr>" for row in rows)
-    note = f'<p class="sub">{escape(source)}</p>' if source else ""
+    note = caption(source) if source else ""
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}'
 
 # %% ../../notebooks/credit/44_tables.ipynb #85bbca4b

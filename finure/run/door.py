@@ -51,7 +51,7 @@ class _Kernel(AsyncKernelManager):
     def kernel_spec(self) -> KernelSpec:
         quiet = ",".join(f"ignore::{kind}Warning" for kind in ("Deprecation", "PendingDeprecation", "Future"))
         env = TELEMETRY_OFF | {"PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", quiet)}
-        return KernelSpec(**get_kernel_dict(), env=env)
+        return KernelSpec(**get_kernel_dict(["--log-level=CRITICAL"]), env=env)
 
     def kill_group(self) -> None:
         "Ends the kernel and what it started, at once."
