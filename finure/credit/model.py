@@ -96,8 +96,9 @@ def bin_feature(
     codes = list(getattr(about, "special", {}))
     usable = ~np.isnan(values) & ~np.isin(values, codes)
     edges, groups = ([], None) if cuts is None else (sorted(map(float, cuts)), None)
-    if cuts is None and len(np.unique(values[usable])) > 1 and len(np.unique(bad[usable])) > 1:
-        edges, groups = _optimal_cuts(name, values[usable], bad[usable], nominal, about.risk)
+    smallest = SMALLEST_BIN * len(values) / max(usable.sum(), 1)  # of the rows that have a value
+    if cuts is None and smallest < 0.5 and len(np.unique(values[usable])) > 1 and len(np.unique(bad[usable])) > 1:
+        edges, groups = _optimal_cuts(name, values[usable], bad[usable], nominal, about.risk, smallest)
     if nominal:
         groups = groups or [list(range(len(about.levels)))]
         seen = {level for group in groups for level in group}
@@ -113,10 +114,11 @@ def _optimal_cuts(
     bad: np.ndarray,
     nominal: bool,
     risk: int,
+    smallest: float,  # share of these rows in a bin
 ) -> tuple[list[float], list[list[int]] | None]:  # edges; groups of levels for a nominal feature
     "Where optbinning cuts a feature."
     binning = OptimalBinning(
-        name=name, dtype="categorical" if nominal else "numerical", min_bin_size=SMALLEST_BIN, max_n_bins=8,
+        name=name, dtype="categorical" if nominal else "numerical", min_bin_size=smallest, max_n_bins=8,
         monotonic_trend=None if nominal else TREND[risk], cat_cutoff=0.01 if nominal else None, solver="cp",
     )  # fmt: skip
     binning.fit(values.astype(int).astype(str) if nominal else values, bad)
@@ -133,8 +135,8 @@ def _with_evidence(
     "The bins with their weight of evidence; a bin without rows says nothing (0)."
     at, n = binned.index(values), len(binned.woe)
     bads, rows = np.bincount(at, bad, n), np.bincount(at, minlength=n)
-    good_share = (rows - bads + 0.5) / (len(bad) - bad.sum() + 0.5)
-    bad_share = (bads + 0.5) / (bad.sum() + 0.5)
+    good_share = np.maximum(rows - bads, 0.5) / (len(bad) - bad.sum())
+    bad_share = np.maximum(bads, 0.5) / bad.sum()
     woe = np.where(rows > 0, np.log(good_share / bad_share), 0.0)
     iv = float(((good_share - bad_share) * woe)[rows > 0].sum())
     return binned._replace(woe=woe, iv=iv)
@@ -315,7 +317,7 @@ def to_onnx(
 ) -> bytes:  # an ONNX model: X (rows, columns) float32 -> probabilities (rows, 2)
     "The trees, compiled for onnxruntime."
     model = onnxmltools.convert_xgboost(
-        booster, initial_types=[("X", FloatTensorType([None, n_columns]))], target_opset=15,
+        booster, name="trees", initial_types=[("X", FloatTensorType([None, n_columns]))], target_opset=15,
     )  # fmt: skip
     return model.SerializeToString()
 

@@ -122,8 +122,8 @@ def decisions(
     rows, scorer, settings = trained.part("test"), trained.scorer, trained.record["parameters"]
     table = rows[["pd_candidate", "bad"]].set_axis(["pd", "bad"], axis=1)
     table["score"] = table["pd"].map(scorer.scale.shown)
-    table["grade"] = table["pd"].map(scorer.grade)
-    table["decision"] = table["pd"].map(scorer.decision)
+    table["grade"] = table["pd"].map(scorer.bands.grade)
+    table["decision"] = table["pd"].map(scorer.bands.decision)
     return table.assign(profit=np.where(table["bad"] == 1, -settings["loss_bad"], settings["gain_good"]))
 
 # %% ../../notebooks/credit/44_tables.ipynb #fc99227b
