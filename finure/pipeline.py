@@ -58,7 +58,7 @@ class Steps:
     "The steps of a pipeline: their times and results, told as they happen."
 
     console: Console
-    done: list[tuple[str, float, str]] = field(default_factory=list)  # name, seconds, result
+    done: list[tuple[str, float | None, str]] = field(default_factory=list)  # name, seconds, result
 
     @contextmanager
     def step(
@@ -81,8 +81,8 @@ class Steps:
         "The steps as a table."
         table = Table("step", "seconds", "result", title="Pipeline", title_justify="left")
         for name, seconds, result in self.done:
-            table.add_row(name, f"{seconds:.1f}", result)
-        table.add_row("all", f"{sum(s for _, s, _ in self.done):.1f}", "", style="bold")
+            table.add_row(name, "" if seconds is None else f"{seconds:.1f}", result)
+        table.add_row("all", f"{sum(seconds or 0 for _, seconds, _ in self.done):.1f}", "", style="bold")
         return table
 
 # %% ../notebooks/80_pipeline.ipynb #b9c4243b
@@ -182,9 +182,10 @@ def _steps(
         trained = run(f"{product}/40_train", params_file)
         pages.append(("training", trained.page))
         result(_told(trained))
+    registered = trained.record.get("registered")
+    steps.done += _in_training(trained, registered)
     if trained.exit_code:
         return trained.exit_code
-    registered = trained.record.get("registered")
     if registered is None:
         raise FinureError("The run registered no model (register: false), so there is nothing to serve.")
     _serve(steps, product, registered, checked, port)
@@ -193,6 +194,19 @@ def _steps(
         pages.append(("report", reported.page))
         result(_told(reported))
     return reported.exit_code
+
+# %% ../notebooks/80_pipeline.ipynb #1762f94e
+def _in_training(
+    trained: Run,
+    registered: dict | None,
+) -> list[tuple[str, None, str]]:  # rows of the table of steps; their time is in that of the run
+    "What the training run says of its gate and of the registry."
+    checks = (trained.record.get("gate") or {}).get("checks") or []
+    passed = sum(check["passed"] for check in checks)
+    rows = [("gate", None, f"{passed} of {len(checks)} limits kept")] if checks else []
+    if registered:
+        rows.append(("register", None, f"{registered['name']} version {registered['version']}, alias challenger"))
+    return rows
 
 # %% ../notebooks/80_pipeline.ipynb #5e3ac39e
 def _data(

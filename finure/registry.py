@@ -8,11 +8,13 @@ __all__ = ['MLFLOW_TYPES', 'client', 'signature', 'BundleModel', 'register', 'at
 # %% ../notebooks/20_registry.ipynb #ef95436e
 import logging
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from . import __version__
 from .bundle import load_scorer
 from .contracts.contract import REQUEST_ROLES, Contract, load
 from .core import FinureError, Settings, telemetry_off
@@ -119,9 +121,12 @@ def register(
         mlflow.log_metrics(metrics)
         for path in attachments:
             mlflow.log_artifact(str(path))
-        logged = mlflow.pyfunc.log_model(
-            name="model", loader_module="finure.registry", data_path=str(bundle), signature=wanted, pip_requirements=[],
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*An input example was not provided")
+            logged = mlflow.pyfunc.log_model(
+                name="model", loader_module="finure.registry", data_path=str(bundle), signature=wanted,
+                pip_requirements=[f"finure[train]=={__version__}"],
+            )  # fmt: skip
     if mlflow.models.get_model_info(logged.model_uri).signature != wanted:
         raise FinureError(f"{name}: the stored signature is not the contract's. Nothing was registered.")
     if not store.search_registered_models(filter_string=f"name = '{name}'"):

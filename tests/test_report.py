@@ -8,7 +8,18 @@ import pandas as pd
 import pytest
 
 from finure.core import FinureError
-from finure.credit.tables import by_group, decisions, explain, find_run, html_table, model_values, previous, read_run
+from finure.credit.tables import (
+    by_group,
+    decisions,
+    examples,
+    explain,
+    find_run,
+    html_table,
+    model_values,
+    previous,
+    read_run,
+)
+from finure.credit.validate import reason_table
 from finure.run.door import run
 from finure.simulate.bank import modelling_table, simulate
 from finure.simulate.world import Bank
@@ -103,6 +114,7 @@ def test_when_all_are_approved_there_are_no_reasons(trained):
     explained = explain(read, decisions(read).assign(decision="approve"))
     assert len(explained.table) == 0
     assert "no reasons to show" in explained.words
+    assert len(reason_table(explained.table)) == len(examples(explained)) == 0
 
 
 def test_a_table_escapes_what_it_shows():

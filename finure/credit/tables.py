@@ -222,7 +222,8 @@ def explain(
     rng = generator(seed, "reasons")
     chosen = np.sort(rng.choice(there, min(rows, len(there)), replace=False))
     table = decided.iloc[chosen][["score", "grade", "decision"]].reset_index(drop=True)
-    table["reasons"] = [[r["text"] for r in scorer.reasons(row)] for row in values[chosen].tolist()]
+    texts = [[r["text"] for r in scorer.reasons(row)] for row in values[chosen].tolist()]
+    table["reasons"] = pd.Series(texts, dtype=object)
     some = rng.choice(np.flatnonzero(same), min(1000, int(same.sum())), replace=False)
     hurt = np.abs([scorer.model.hurt(row) for row in values[some].tolist()]).mean(axis=0)
     names = [list(trained.contract.model_features())[i] for i in scorer.model.features]

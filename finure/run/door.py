@@ -32,6 +32,7 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from ..core import TELEMETRY_OFF, FinureError, Settings, root
+from ..registry import attach
 from .jobs import declared, find_job, parameters, word_of
 from .pages import index, page, settle
 from .records import commit, lock, now, places_of, relative_name, scrub, software, tidy, write_record
@@ -283,5 +284,7 @@ def run(
         with _signals(signal.SIG_IGN):
             record = _finish(folder, record, outcome, started, places_of(notebooks.parent, home))
             index(home)
+    if registered := record.get("registered"):
+        attach(registered["run_id"], [folder / "notebook.ipynb", folder / "page.html", folder / "run.json"])
     print(f"{job}: {record['status']} after {record['seconds']:.0f} s, see {folder / 'page.html'}", file=sys.stderr)
     return Run(folder, record)
