@@ -18,7 +18,10 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("finure needs Python 3.11 or newer, this is %d.%d; try make PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "On Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "Installing the locked packages into $(VENV), once"
-	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
+	@awk '/^uv==/{take=1} take{print} take&&!/\\$$/{exit}' requirements.lock > $(VENV)/uv.txt
+	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r $(VENV)/uv.txt
+	@$(BIN)/uv pip install --quiet --no-config --python $(BIN)/python --no-deps --require-hashes -r requirements.lock \
+		|| $(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@git config merge.nbdev-merge.driver "$(BIN)/nbdev_merge %O %A %B %P" 2>/dev/null || true
 	@touch $@

@@ -15,7 +15,6 @@ from finure.credit.tables import (
     explain,
     find_run,
     html_table,
-    model_values,
     previous,
     read_run,
 )
@@ -100,7 +99,7 @@ def test_the_decisions_and_reasons_are_those_of_the_model(trained, home):
     scores = decided.sort_values("pd")["score"].to_numpy()
     assert (np.diff(scores) <= 0).all() and scores.min() >= 300 and scores.max() <= 850
     assert by_group(decided, "decision", "decision")["applications"].sum() == len(read.part("test"))
-    values = model_values(read.part("test"), read.contract)
+    values = read.values[(read.scored["part"] == "test").to_numpy()]
     np.testing.assert_allclose(read.scorer.model.pds(values[:50]), decided["pd"][:50], atol=1e-6)
     explained = explain(read, decided, rows=40)
     assert len(explained.table) == min(40, (decided["decision"] != "approve").sum())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BADGES', 'Trained', 'find_run', 'read_run', 'previous', 'changes', 'decisions', 'by_group', 'score_bands',
-           'tested_grades', 'p_words', 'vintages', 'model_values', 'Explained', 'explain', 'examples', 'feature_table',
+           'tested_grades', 'p_words', 'vintages', 'Explained', 'explain', 'examples', 'feature_table',
            'data_dictionary', 'caption', 'html_table', 'cards']
 
 # %% ../../notebooks/credit/44_tables.ipynb #c78cf2b0
@@ -17,9 +17,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..contracts.contract import Contract, dictionary, load
+from ..contracts.contract import Contract, dictionary
 from ..core import FinureError, generator
 from .decide import CreditScorer, load_scorer
+from .validate import feature_frame
 from ..metrics import grade_table, information_value, vintage_table, wilson
 from ..run.records import all_runs, read_record
 
@@ -32,7 +33,8 @@ class Trained(NamedTuple):
     result: dict  # result.json
     contract: Contract  # as it was trained with
     scorer: CreditScorer  # of the candidate
-    scored: pd.DataFrame  # features, part, bad, event_time, pd_scorecard, pd_boosting, pd_candidate
+    values: np.ndarray  # (rows, features) as the model takes them
+    scored: pd.DataFrame  # the same for people, with part, bad, event_time, pd_scorecard, pd_boosting, pd_candidate
 
     @property
     def version(self) -> str:
@@ -80,9 +82,11 @@ def read_run(
     "A training run with all that a report needs of it."
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     bundle = folder / "models" / result["candidate"]
-    scored = pd.read_parquet(folder / "scored.parquet")
+    scorer, scored = load_scorer(bundle), pd.read_parquet(folder / "scored.parquet")
+    values = scored[scorer.features.names].to_numpy()
+    scored = feature_frame(values, scorer.contract).join(scored.drop(columns=scorer.features.names))
     scored["pd_candidate"] = scored[f"pd_{result['candidate']}"]
-    return Trained(folder, read_record(folder), result, load(bundle / "contract.yaml"), load_scorer(bundle), scored)
+    return Trained(folder, read_record(folder), result, scorer.contract, scorer, values, scored)
 
 # %% ../../notebooks/credit/44_tables.ipynb #c90097ee
 def previous(
@@ -186,20 +190,6 @@ def vintages(
         mean_pd=rows["pd_candidate"].mean(), is_test=rows["part"].agg(lambda part: (part == "test").mean() > 0.5)
     )
 
-# %% ../../notebooks/credit/44_tables.ipynb #17d35d49
-def model_values(
-    scored: pd.DataFrame,
-    contract: Contract,
-) -> np.ndarray:  # (rows, features)
-    "The features as the model takes them."
-    columns = []
-    for name, about in contract.model_features().items():
-        column = scored[name]
-        if not pd.api.types.is_numeric_dtype(column):
-            column = column.map({str(level): float(i) for i, level in enumerate(about.levels)})
-        columns.append(column.to_numpy(dtype=float))
-    return np.column_stack(columns)
-
 # %% ../../notebooks/credit/44_tables.ipynb #ed0c9b1b
 class Explained(NamedTuple):
     "The reasons of a sample of applications that were not approved."
@@ -216,7 +206,7 @@ def explain(
     rows: int = 3000,  # at most
 ) -> Explained:
     "The principal reasons of applications in the test rows that were referred or declined."
-    scorer, values = trained.scorer, model_values(trained.part("test"), trained.contract)
+    scorer, values = trained.scorer, trained.values[(trained.scored["part"] == "test").to_numpy()]
     same = np.isclose(scorer.model.pds(values), decided["pd"], rtol=0, atol=1e-6)
     there = np.flatnonzero(same & (decided["decision"] != "approve"))
     rng = generator(seed, "reasons")
