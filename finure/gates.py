@@ -29,6 +29,7 @@ def limits(
 def check_gates(
     found: Mapping[str, float],  # the figures of a model, by name
     limits: Mapping[str, float],  # from `limits`
+    advice: Mapping[str, str] | None = None,  # by figure: what to do when its limit is missed
 ) -> list[dict]:  # name, value, limit, rule, passed, text
     "Every limit held against its figure."
     checks = []
@@ -56,4 +57,7 @@ def demand(
     missed = [c for c in checks if not c["passed"]]
     if missed:
         by = "; ".join(f"{c['text']} is asked for ({abs(c['value'] - c['limit']):.2g} away)" for c in missed)
-        raise GateError(f"{len(missed)} of {len(checks)} gates not passed: {by}. Nothing was registered.")
+        todo = " ".join(c["advice"] for c in missed if c.get("advice"))
+        raise GateError(
+            f"{len(missed)} of {len(checks)} gates not passed: {by}. Nothing was registered. {todo}".strip()
+        )

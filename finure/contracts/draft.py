@@ -123,7 +123,8 @@ def _direction(
     n_bad = int(bad[present].sum())
     auc = (ranks[bad[present] == 1].sum() - n_bad * (n_bad + 1) / 2) / (n_bad * (present.sum() - n_bad))
     seen = "riskier" if auc > 0.53 else "safer" if auc < 0.47 else "neither riskier nor safer"
-    return f"In this file higher is {seen}. Set risk to 1, -1 or 0 as it should be."
+    strong = " It tells very much: known at application? Then say why in `explained`." if abs(auc - 0.5) > 0.2 else ""
+    return f"In this file higher is {seen}. Set risk to 1, -1 or 0 as it should be.{strong}"
 
 # %% ../../notebooks/01_contracts/20_draft.ipynb #a60cfb44
 def _category(

@@ -121,7 +121,8 @@ def _short_by(
     if not all(isinstance(number, int | float) for number in (value, limit)):
         return str(check.get("text") or name)
     asked = "at most" if check.get("rule") == "max" else "at least"
-    return f"{name}: {value:.4g}, {asked} {limit:.4g} is asked for; {abs(value - limit):.2g} away"
+    by = f"{name}: {value:.4g}, {asked} {limit:.4g} is asked for; {abs(value - limit):.2g} away"
+    return f"{by}. {check['advice']}" if check.get("advice") else by
 
 # %% ../../notebooks/21_run/30_pages.ipynb #6d04ff69
 def banner_of(
