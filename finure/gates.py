@@ -44,9 +44,8 @@ def check_gates(
         passed = value >= limit if rule == "min" else value <= limit
         words = figure.replace("_", " ")
         text = f"{words} {value:.4g}, {'at least' if rule == 'min' else 'at most'} {limit:.4g}"
-        checks.append(
-            {"name": words, "value": value, "limit": limit, "rule": rule, "passed": bool(passed), "text": text}
-        )
+        check = {"name": words, "value": value, "limit": limit, "rule": rule, "passed": bool(passed), "text": text}
+        checks.append(check if passed else check | {"advice": (advice or {}).get(figure, "")})
     return checks
 
 # %% ../notebooks/18_gates.ipynb #86bb04c5
