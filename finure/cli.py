@@ -32,7 +32,7 @@ contract_app = typer.Typer(no_args_is_help=True, help="Contracts of tables: draf
 registry_app = typer.Typer(no_args_is_help=True, help="Registered models.")
 for name, part in (("data", data_app), ("contract", contract_app), ("registry", registry_app)):
     app.add_typer(part, name=name)
-out = Console(soft_wrap=True)
+out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)  # a log is not folded
 
 # %% ../notebooks/90_cli.ipynb #157e0946
 ParamsFile = Annotated[
@@ -191,14 +191,14 @@ def registry_ls(
     from finure.registry import versions
 
     rows = [
-        [v["name"], v["version"], ", ".join(v["aliases"]), v["created"], v["tags"].get("contract", ""),
-         v["tags"].get("kind", ""), f"{v['metrics'].get('auc', float('nan')):.4f}", v["tags"].get("run", "")]
+        [f"{v['name']} {v['version']}", ", ".join(v["aliases"]), v["created"][:16], v["tags"].get("contract", ""),
+         v["tags"].get("kind", ""), f"{v['metrics'].get('auc', float('nan')):.4f}"]
         for v in versions(name)
     ]  # fmt: skip
     if not rows:
         out.print("There is no registered model yet; `make train-credit` trains one.")
         return
-    _table(["model", "version", "aliases", "created (UTC)", "contract", "kind", "AUC", "run"], rows)
+    _table(["model, version", "aliases", "created (UTC)", "contract", "kind", "AUC"], rows)
 
 # %% ../notebooks/90_cli.ipynb #51ed7273
 @registry_app.command("show")

@@ -166,7 +166,7 @@ def test_serve_and_ask_with_curl(checkout):
         example = media.get("example") or document["components"]["schemas"]["Application"]["examples"][0]
         (checkout / "application.json").write_text(json.dumps(example))
         answers = [json.loads(shell(command, checkout).stdout) for command in ASKED]
-        assert answers[0]["contract"] == "simulated_bank"
+        assert answers[0]["contract"]["name"] == "simulated_bank"
         assert answers[1]["decision"] in ("approve", "refer", "decline") and 300 <= answers[1]["score"] <= 850
     finally:
         os.killpg(process.pid, signal.SIGTERM)
@@ -299,7 +299,7 @@ def test_a_stopped_run_says_so_and_the_next_one_works(checkout, tmp_path):
     assert first.wait(60) == 143
     ((record, folder),) = all_runs(home)
     assert record["status"] == "killed" and "stopped" in (folder / "page.html").read_text()
-    assert "no registered" in shell(".venv/bin/finure registry ls", checkout, home=home).stdout.lower()
+    assert "no registered model" in shell(".venv/bin/finure registry ls", checkout, home=home).stdout.lower()
     small = "-p data=loans.csv -p contract=loans -p model_name=finure-credit-again"
     again = shell(f".venv/bin/finure run credit/40_train {small}", checkout, home=home)
     assert again.returncode == 0, again.stderr

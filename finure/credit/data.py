@@ -30,7 +30,7 @@ def table_path(
     path = data_folder(settings) / f"{SIMULATED}.parquet"
     if not path.exists():
         with atomic_path(path) as part:
-            modelling_table(simulate(Bank(n=60_000))).to_parquet(part, index=False)
+            modelling_table(simulate(Bank(n=40_000))).to_parquet(part, index=False)
     return path
 
 # %% ../../notebooks/credit/00_data.ipynb #4aee6de3

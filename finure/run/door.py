@@ -287,4 +287,6 @@ def run(
     if registered := record.get("registered"):
         attach(registered["run_id"], [folder / "notebook.ipynb", folder / "page.html", folder / "run.json"])
     print(f"{job}: {record['status']} after {record['seconds']:.0f} s, see {folder / 'page.html'}", file=sys.stderr)
+    if error := record.get("error"):
+        print(f"{error['name']}: {error['message']}", file=sys.stderr)
     return Run(folder, record)
