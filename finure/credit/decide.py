@@ -234,10 +234,7 @@ class Bands:
 class CreditScorer:
     "Decides on applications for credit with the model of one bundle."
 
-    def __init__(
-        self,
-        bundle: Path,
-    ):
+    def __init__(self, bundle: Path):
         self.facts = json.loads((bundle / "model.json").read_text())
         self.contract = load(bundle / "contract.yaml")
         self.features = FeatureSet(self.contract)
@@ -251,10 +248,7 @@ class CreditScorer:
         self.bands = Bands(self.facts["grades"], self.facts["policy"])
         self.info = {key: value for key, value in self.facts.items() if key != "scorer"}
 
-    def reasons(
-        self,
-        values: Sequence[float],
-    ) -> list[dict[str, str]]:  # up to four, the largest first
+    def reasons(self, values: Sequence[float]) -> list[dict[str, str]]:  # up to four, the largest first
         "The principal reasons against an application."
         found = principal_reasons(self.model.hurt(values), self._reasons, self.contract.reasons)
         return [{"code": reason.category, "text": reason.text} for reason in found]
@@ -267,11 +261,7 @@ class CreditScorer:
         values = self.features.online(application)
         return self.answer(values, self.model.pd(values))
 
-    def answer(
-        self,
-        values: Sequence[float],
-        pd: float,
-    ) -> dict:
+    def answer(self, values: Sequence[float], pd: float) -> dict:
         "The decision on one application whose features and PD are known."
         decision = self.bands.decision(pd)
         return {
