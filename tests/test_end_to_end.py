@@ -215,13 +215,23 @@ def real(checkout, tmp_path_factory) -> Path:
 
 @needs_data
 def test_real_data_reaches_what_was_asked_for(real):
-    record = next(record for record, _ in all_runs(real) if record["job"] == "credit/40_train")
+    record = next(record for record, _ in all_runs(real) if record.get("portfolio") == "lendingclub")
     boosting, scorecard = record["compared"]["boosting"], record["compared"]["scorecard"]
     assert boosting["auc"] >= 0.695 and scorecard["auc"] >= 0.682
     assert boosting["ece"] <= 0.02 and scorecard["ece"] <= 0.02
     assert boosting["compiled_difference"] < 1e-6 and scorecard["compiled_difference"] < 1e-9
     said = (real / "said.txt").read_text()
     assert f"AUC {boosting['auc']:.4f}" in said and "registry ls" in said
+
+
+@needs_data
+@pytest.mark.parametrize(("portfolio", "least"), [("taiwan", 0.784), ("german", 0.785)])
+def test_other_portfolios_need_nothing_but_a_contract_and_params(portfolio, least, checkout, real):
+    command = f".venv/bin/finure run credit/40_train -f params/{portfolio}.yaml -p register=false"
+    done = shell(command, checkout, DATA, real)
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = next(r for r, _ in all_runs(real) if r.get("portfolio") == portfolio)
+    assert record["metrics"]["cross_validated_auc"] >= least
 
 
 @pytest.fixture(scope="module")
@@ -233,10 +243,16 @@ def test_rows(real) -> pd.DataFrame:
     return clean[split.test]
 
 
+def trained(home: Path) -> Path:
+    "The folder of the training run on LendingClub."
+    runs = [(r, folder) for r, folder in all_runs(home) if r["job"] == "credit/40_train"]
+    return next(folder for record, folder in runs if record.get("portfolio") == "lendingclub")
+
+
 @needs_data
 def test_http_gives_the_notebooks_score_for_every_test_row(real, test_rows, monkeypatch):
     monkeypatch.setenv("FINURE_HOME", str(real))
-    folder = next(folder for record, folder in all_runs(real) if record["job"] == "credit/40_train")
+    folder = trained(real)
     scored = pd.read_parquet(folder / "scored.parquet")
     expected = scored.loc[scored["part"] == "test", "pd_boosting"].to_numpy()
     applications = as_applications(test_rows, load("lendingclub"))
@@ -265,7 +281,7 @@ def test_another_program_loads_the_model_from_the_registry(real, test_rows, tmp_
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     answers = json.loads(done.stdout.splitlines()[-1])
-    folder = next(folder for record, folder in all_runs(real) if record["job"] == "credit/40_train")
+    folder = trained(real)
     scored = pd.read_parquet(folder / "scored.parquet")
     expected = scored.loc[scored["part"] == "test", "pd_boosting"].to_numpy()[:50]
     np.testing.assert_allclose([answer["pd"] for answer in answers], expected, rtol=0, atol=1e-9)
