@@ -156,7 +156,7 @@ def column(values):
     return "x,bad\n" + "".join(f"{value},{label}\n" for value, label in zip(values, LABELS, strict=True))
 
 
-BROKEN_GZ = bytearray(gzip.compress(column(range(N)).encode()))
+BROKEN_GZ = bytearray(gzip.compress(column(range(N)).encode(), mtime=0))
 BROKEN_GZ[40:60] = b"x" * 20
 
 
@@ -169,13 +169,14 @@ BROKEN_GZ[40:60] = b"x" * 20
         "quote.csv": b'x,bad\n"unclosed,1\n1,0\n',
         "ragged.csv": b"x,bad\n1,0\n1,2,3,4\n",
         "wide.csv": b"x,bad\n9,1,0\n",
-        "cut.csv.gz": gzip.compress(column(range(N)).encode())[:100],
+        "cut.csv.gz": gzip.compress(column(range(N)).encode(), mtime=0)[:100],
         "broken.csv.gz": bytes(BROKEN_GZ),
         "not.zip": b"PK\x03\x04garbage",
         "not.csv.xz": b"garbage",
         "not.csv.bz2": b"garbage",
         "not.parquet": b"garbage",
     }.items(),
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_an_unreadable_file_is_named(name, content, tmp_path):
     with pytest.raises(FinureError, match=name):

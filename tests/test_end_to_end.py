@@ -173,6 +173,16 @@ def test_serve_and_ask_with_curl(checkout):
         process.wait(30)
 
 
+def test_a_job_runs_in_jupyter_and_leaves_nothing_beside_it(checkout, tmp_path):
+    folder = checkout / "notebooks" / "credit"
+    before, listed = sorted(folder.iterdir()), shell(".venv/bin/finure registry ls", checkout).stdout
+    notebook = "notebooks/credit/40_train.ipynb"
+    done = shell(f".venv/bin/jupyter nbconvert --to notebook --execute {notebook} --output-dir {tmp_path}", checkout)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(folder.iterdir()) == before
+    assert shell(".venv/bin/finure registry ls", checkout).stdout == listed
+
+
 def test_pages_say_what_ran(checkout):
     runs = all_runs(checkout / "runs")
     assert {record["status"] for record, _ in runs} == {"done"}
