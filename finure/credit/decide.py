@@ -138,6 +138,18 @@ class Scorecard:
         "Points lost against the average of applicants at the cut-off (12 CFR 1002 Supplement I, 9(b)(2)-5(a))."
         return shortfall([part.of(values[part.index]) for part in self.parts], self.reference)
 
+# %% ../../notebooks/credit/35_decide.ipynb #c9d40550
+def _session(
+    path: Path,  # an ONNX model
+):  # onnxruntime.InferenceSession
+    "A session that uses one thread and does not spin."
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
 # %% ../../notebooks/credit/35_decide.ipynb #8c9c772b
 class Boosting:
     "Boosted trees with their calibration: the probability of default and what each feature adds to the log-odds."
@@ -148,23 +160,15 @@ class Boosting:
         contract: Contract,
         calibration: dict[str, float],  # slope and intercept on the log-odds
     ):
-        import onnxruntime as ort
-
         from finure.explain.trees import load_contributions
 
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.session = ort.InferenceSession(bundle / "model.onnx", options, providers=["CPUExecutionProvider"])
+        self.session = _session(bundle / "model.onnx")
         self.columns = TreeColumns(contract)
         self.tables = load_contributions(bundle / "contributions.npz")
         self.slope, self.intercept = calibration["slope"], calibration["intercept"]
         self.features = list(range(len(contract.model_features())))
 
-    def _calibrated(
-        self,
-        raw: float,
-    ) -> float:
+    def _calibrated(self, raw: float) -> float:
         "The calibrated probability."
         raw = min(max(raw, 1e-7), 1 - 1e-7)
         return 1 / (1 + math.exp(-(self.intercept + self.slope * math.log(raw / (1 - raw)))))
@@ -176,10 +180,7 @@ class Boosting:
         "The compiled model's probability of bad."
         return self.session.run(["probabilities"], {"X": rows})[0][:, 1]
 
-    def pd(
-        self,
-        values: Sequence[float],
-    ) -> float:
+    def pd(self, values: Sequence[float]) -> float:
         "The probability of default of one application."
         row = np.array([self.columns.online(values)], dtype=np.float32)
         return self._calibrated(float(self._raw(row)[0]))
