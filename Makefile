@@ -7,10 +7,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lab sync lock bench clean
+.PHONY: help install run test lab sync lock bench bench-serve prove-image clean
 
 help:  ## show this list
-	@awk -F':.*## ' '/^[a-z%-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z%-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## make .venv and install the locked packages
 
@@ -52,8 +52,17 @@ report-%: $(STAMP)  ## report on the newest model of a product
 serve-%: $(STAMP)  ## serve the newest registered model of a product
 	@$(BIN)/finure serve $*
 
+image-%: $(STAMP)  ## a container image of the newest registered model, and the bill of what is in it
+	@$(BIN)/finure image $*
+
+prove-image: $(STAMP)  ## prove that the image decides: needs root on Debian, no registry and no Docker engine
+	@$(BIN)/python tests/prove_image.py
+
 bench: $(STAMP)  ## timings of fitting, scoring and serving, with their conditions
 	@$(BIN)/python tests/bench.py
+
+bench-serve: $(STAMP)  ## the service beside its rivals: req/s, latency, memory (wrk; ARGS="--quick")
+	@$(BIN)/python tests/bench_serve.py $(ARGS)
 
 lock: $(STAMP)  ## renew requirements.lock from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes \

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # %% ../notebooks/00_core.ipynb #4f92d617
@@ -64,6 +64,13 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"  # where `finure serve` listens
     port: int = 3000
     log_level: str = "INFO"
+    access_log: bool = False  # serving: a log line for every request, not only for those that were refused
+    database_url: str | None = None  # the decision log: sqlite:///... or postgresql://...; default: sqlite in `home`
+    decision_log: bool = True  # serving: whether decisions are recorded; off only to measure what the log costs
+    rate_limit: float = Field(default=0, ge=0)  # serving: requests a second for each API key; 0: no limit
+    max_waiting: int = Field(default=256, ge=1)  # serving: decisions not yet on disk before new requests get a 503
+    deadline: float = Field(default=10, gt=0)  # serving: seconds for a request to arrive whole
+    follow: Path | None = None  # serving: a file that names the bundle to serve; a new name is followed
 
     def __init__(
         self,
@@ -87,6 +94,10 @@ class Settings(BaseSettings):
     def tracking(self) -> str:
         "MLflow's tracking address; sqlite in the state folder by default, never the file store."
         return self.tracking_uri or f"sqlite:///{self.home_dir() / 'mlflow.db'}"
+
+    def database(self) -> str:
+        "The decision log's address; sqlite in the state folder by default."
+        return self.database_url or f"sqlite:///{self.home_dir() / 'decisions.db'}"
 
 # %% ../notebooks/00_core.ipynb #3f19a73f
 def run_folder(

@@ -51,8 +51,8 @@ def _experiment(
 
 # %% ../notebooks/20_registry.ipynb #7be504f1
 MLFLOW_TYPES = {
-    "integer": "double", "number": "double", "category": "string", "date": "datetime", "text": "string",
-    "boolean": "boolean",
+    "integer": "double", "number": "double", "category": "string", "date": "datetime", "time": "datetime",
+    "text": "string", "boolean": "boolean",
 }  # fmt: skip
 
 # %% ../notebooks/20_registry.ipynb #93425e29

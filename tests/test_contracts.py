@@ -55,7 +55,7 @@ FAULTS = {
     "`mood` is not among": {"type": "number", "reason": "mood"},
     "`special` codes belong to numbers": {"type": "text", "role": "input", "special": {-9: "none"}},
     "a missing value is `null: allowed`": NUMBER | {"special": {float("nan"): "none"}},
-    "belongs to numbers and dates": {"type": "text", "role": "input", "range": [0, 1]},
+    "belongs to numbers, dates and times": {"type": "text", "role": "input", "range": [0, 1]},
     "`range` must be dates": {"type": "date", "role": "input", "range": [0, 1]},
     "dates like 2011-12-31": {"type": "date", "role": "input", "range": ["soon", None]},
     "`range` must be numbers": NUMBER | {"range": ["0", "9"]},
@@ -593,6 +593,7 @@ def test_parquet_types(tmp_path):
             "i": pd.Series(range(N)).astype("Int64").where(pd.Series(range(N)) > 9),
             "flag": [True, False] * (N // 2),
             "day": pd.date_range("2011-01-01", periods=N),
+            "at": pd.date_range("2011-01-01", periods=N, freq="h", tz="Europe/Brussels"),
             "kind": pd.Categorical(["u", "v"] * (N // 2)),
             "bad": [0.0, 1.0] * (N // 2),
         }
@@ -603,6 +604,7 @@ def test_parquet_types(tmp_path):
         "i": "integer",
         "flag": "boolean",
         "day": "date",
+        "at": "time",
         "kind": "category",
         "bad": "category",
     }

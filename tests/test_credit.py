@@ -2,6 +2,7 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -81,14 +82,57 @@ def test_compiled_and_native_agree_on_every_row(kind, scorers, fitted, training,
     assert largest_difference(scorers[kind], fitted[kind], values) < (1e-12 if kind == "scorecard" else 1e-6)
 
 
+def as_applications(frame):
+    "Clean rows as a service gets them."
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+
 @KINDS
 def test_one_by_one_is_the_batch_to_the_last_bit(kind, scorers, rows):
-    frame = rows[0].head(300)
-    batch = scorers[kind].decide_frame(frame)
-    applications = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    answers = [scorers[kind].decide(application) for application in applications]
-    assert [a["pd"] for a in answers] == batch["pd"].tolist()
-    assert answers == scorers[kind].decide_batch(applications)
+    frame, scorer = rows[0].head(2000), scorers[kind]
+    applications = as_applications(frame)
+    one_by_one = [scorer.decide(application) for application in applications]
+    np.testing.assert_equal(one_by_one, scorer.decide_batch(applications))
+    answers = [answer for answer, _ in one_by_one]
+    shown = pd.DataFrame(answers, index=frame.index)
+    shown["reasons"] = ["; ".join(reason["text"] for reason in answer["reasons"]) for answer in answers]
+    pd.testing.assert_frame_equal(scorer.decide_frame(frame), shown, check_exact=True)
+    assert {"approve", "refer", "decline"} == set(shown["decision"])
+
+
+@KINDS
+def test_the_trace_holds_the_features_the_model_used(kind, scorers, rows, contract):
+    scorer, application = scorers[kind], as_applications(rows[0].head(1))[0]
+    answer, trace = scorer.decide(application)
+    every = FeatureSet(contract).online(application)
+    used = set(scorer.features.used)
+    expected = [v if name in used else math.nan for name, v in zip(contract.model_features(), every, strict=True)]
+    np.testing.assert_array_equal(trace["features"], expected)
+    assert scorer.model.pd(scorer.model.read(trace["features"])) == answer["pd"]
+    assert kind == "scorecard" or used == set(contract.model_features())
+
+
+@KINDS
+def test_reasons_are_given_where_they_are_due_or_asked_for(kind, scorers, rows):
+    for application in as_applications(rows[0].head(200)):
+        due, asked = scorers[kind].decide(application).answer, scorers[kind].decide(application, explain=True).answer
+        assert bool(due["reasons"]) == (due["decision"] != "approve")
+        assert asked["reasons"] or asked["decision"] == "approve"
+        assert due == asked | {"reasons": due["reasons"]}
+
+
+def test_threads_that_share_a_scorer_do_not_mix_applications(scorers, rows):
+    scorer, applications = scorers["boosting"], as_applications(rows[0].head(400))
+    expected = [scorer.decide(application) for application in applications]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            np.testing.assert_equal(list(pool.map(scorer.decide, applications)), expected)
+
+
+def test_scores_of_a_table_are_those_of_one(scorers):
+    pds = np.concatenate([np.random.default_rng(0).random(2000), [0.0, 1.0, 1e-12, 1 - 1e-12, 0.5]])
+    for scale in (scorers["scorecard"].scale, Scale(20, 600, 50, 0, 1000)):
+        assert scale.shown_table(pds).tolist() == [scale.shown(pd) for pd in pds.tolist()]
 
 
 @KINDS
@@ -120,7 +164,8 @@ def test_reasons_are_due_hurt_and_are_at_most_four(kind, scorers, contract, rows
     texts = {reason.text: name for name, reason in contract.reasons.items()}
     of = list(contract.model_features().values())
     for row in np.flatnonzero(refused)[:50]:
-        hurt = scorer.model.hurt(values[row].tolist())
+        hurt = scorer.model.hurt(scorer.model.read(values[row].tolist()))
+        np.testing.assert_array_equal(scorer.model.hurts(values[[row]])[0], hurt)
         totals = {}
         for i, push in zip(scorer.model.features, hurt, strict=True):
             totals[of[i].reason] = totals.get(of[i].reason, 0.0) + push
@@ -133,9 +178,10 @@ def test_reasons_are_due_hurt_and_are_at_most_four(kind, scorers, contract, rows
 def test_contributions_add_up_to_the_distance_from_the_cut_off(scorers, contract, rows):
     scorer, values = scorers["boosting"], FeatureSet(contract).batch(rows[0])[:50]
     for row in values.tolist():
-        log_odds = math.log((p := scorer.model.pd(row)) / (1 - p))
+        seen = scorer.model.read(row)
+        log_odds = math.log((p := scorer.model.pd(seen)) / (1 - p))
         base = scorer.model.intercept + scorer.model.slope * scorer.model.tables.base
-        assert sum(scorer.model.hurt(row)) + base == pytest.approx(log_odds, abs=1e-4)
+        assert sum(scorer.model.hurt(seen)) + base == pytest.approx(log_odds, abs=1e-4)
 
 
 def test_the_same_run_gives_the_same_model(training, fitted, tmp_path):

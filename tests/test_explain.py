@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import shap
 import xgboost as xgb
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from finure.contracts.contract import Reason
 from finure.core import FinureError, generator
-from finure.explain.reasons import CATEGORIES, check_texts, just_approved, principal_reasons, shortfall
+from finure.explain.reasons import CATEGORIES, PrincipalReasons, check_texts, just_approved, shortfall
 from finure.explain.trees import load_contributions, save_contributions, tree_contributions
 
 CATALOGUE = {name: Reason("OTHER", f"Reason {name}") for name in "abcdef"}
@@ -163,35 +165,61 @@ def test_the_scoring_process_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
+def named(hurt, ids, min_share=0.05):
+    "The ids of the principal reasons of one applicant, which must be those of a table."
+    principal = PrincipalReasons(ids, CATALOGUE, min_share)
+    one = principal.of(hurt)
+    assert principal.table(np.array([hurt]))[0].tolist() == one + [-1] * (4 - len(one))
+    return [principal.ids[at] for at in one]
+
+
 def test_reasons_add_up_features_and_keep_what_hurts():
     hurt = [0.2, 0.2, 0.3, -0.5, 0.9, -0.1, 0.0]
-    named = principal_reasons(hurt, ["b", "b", "a", "c", "d", "e", "f"], CATALOGUE)
-    assert [r.reason for r in named] == ["d", "b", "a"]
-    assert named[0] == ("OTHER", "d", "Reason d", 0.9)
-    assert principal_reasons([0.5, -0.6], ["a", "a"], CATALOGUE) == []
+    assert named(hurt, ["b", "b", "a", "c", "d", "e", "f"]) == ["d", "b", "a"]
+    assert named([0.5, -0.6], ["a", "a"]) == []
 
 
 def test_at_most_four_reasons_and_ties_in_the_order_of_the_catalogue():
     ids = ["f", "e", "d", "c", "b", "a"]
-    assert [r.reason for r in principal_reasons([1.0] * 6, ids, CATALOGUE)] == ["a", "b", "c", "d"]
+    assert named([1.0] * 6, ids) == ["a", "b", "c", "d"]
     nearly = [1.0, 1.0 + 1e-9, 0.1 + 0.2 + 0.7, 1.0, 1.0, 1.0 - 1e-12]
-    assert [r.reason for r in principal_reasons(nearly, ids, CATALOGUE)] == ["a", "b", "c", "d"]
-    assert [r.reason for r in principal_reasons([1.0, 2.0], ["a", "f"], CATALOGUE)] == ["f", "a"]
+    assert named(nearly, ids) == ["a", "b", "c", "d"]
+    assert named([1.0, 2.0], ["a", "f"]) == ["f", "a"]
 
 
 def test_noise_is_not_a_principal_reason_but_the_largest_always_is():
-    assert [r.reason for r in principal_reasons([1.0, 0.051, 0.049], ["a", "b", "c"], CATALOGUE)] == ["a", "b"]
-    assert [r.reason for r in principal_reasons([2e-6], ["a"], CATALOGUE)] == ["a"]
-    assert len(principal_reasons([1.0, 0.049], ["a", "b"], CATALOGUE, min_share=0.0)) == 2
+    assert named([1.0, 0.051, 0.049], ["a", "b", "c"]) == ["a", "b"]
+    assert named([2e-6], ["a"]) == ["a"]
+    assert len(named([1.0, 0.049], ["a", "b"], min_share=0.0)) == 2
+
+
+def test_a_catalogue_of_fewer_than_four_reasons():
+    principal = PrincipalReasons(["b"], {name: CATALOGUE[name] for name in "ab"})
+    assert principal.table(np.array([[1.0], [-1.0]])).tolist() == [[1, -1, -1, -1], [-1] * 4]
+
+
+PUSHES = st.lists(
+    st.lists(st.floats(-2, 2) | st.sampled_from([0.0, 1e-6, 0.5e-6, 1.0, 0.05]), min_size=9, max_size=9), min_size=1
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from("abcdef"), min_size=9, max_size=9), PUSHES)
+def test_a_table_names_the_reasons_of_one_applicant_at_a_time(ids, rows):
+    principal = PrincipalReasons(ids, CATALOGUE)
+    table = principal.table(np.array(rows))
+    assert [[at for at in row if at >= 0] for row in table.tolist()] == [principal.of(row) for row in rows]
 
 
 def test_reasons_that_cannot_be_right_are_refused():
     with pytest.raises(FinureError, match="'z'"):
-        principal_reasons([1.0], ["z"], CATALOGUE)
-    with pytest.raises(FinureError, match="not a number"):
-        principal_reasons([1.0, float("nan")], ["a", "b"], CATALOGUE)
+        PrincipalReasons(["z"], CATALOGUE)
+    principal = PrincipalReasons(["a", "b"], CATALOGUE)
+    for ask in (principal.of, lambda hurt: principal.table(np.array([hurt]))):
+        with pytest.raises(FinureError, match="not a number"):
+            ask([1.0, float("nan")])
     with pytest.raises(ValueError, match="shorter|longer"):
-        principal_reasons([1.0], ["a", "b"], CATALOGUE)
+        principal.of([1.0])
 
 
 @pytest.mark.parametrize(
@@ -243,4 +271,4 @@ def test_points_lost_name_the_characteristics_furthest_below_the_reference():
     points = np.array([[50.0, 30, 20], [40, 40, 30], [10, 45, 20]])
     lost = shortfall(points[2].tolist(), points[:2].mean(axis=0).tolist())
     assert lost == [35.0, -10.0, 5.0]
-    assert [r.reason for r in principal_reasons(lost, ["a", "b", "c"], CATALOGUE)] == ["a", "c"]
+    assert named(lost, ["a", "b", "c"]) == ["a", "c"]

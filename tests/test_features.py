@@ -2,6 +2,7 @@
 
 import datetime as dt
 import math
+import re
 import subprocess
 import sys
 
@@ -108,6 +109,36 @@ def test_batch_equals_online(contract, rows):
         np.testing.assert_array_equal(np.float32(trees.online(online)), tree_expected)
         absent = {name: value for name, value in row.items() if value is not None}
         np.testing.assert_array_equal(features.online(absent), online)
+
+
+@settings(max_examples=50, deadline=None)
+@given(contracts(), st.lists(ROWS, min_size=1, max_size=4), st.data())
+def test_a_feature_that_is_not_used_is_missing_and_changes_no_other(contract, rows, data):
+    every = FeatureSet(contract)
+    some = FeatureSet(contract, data.draw(st.lists(st.sampled_from(every.names), unique=True)))
+    used = np.isin(every.names, some.used)
+    with np.errstate(all="ignore"):
+        batch = some.batch(frame_of(rows)[list(some.sources)] if some.sources else frame_of(rows))
+    for row, found in zip(rows, batch, strict=True):
+        np.testing.assert_array_equal(found, np.where(used, every.online(row), np.nan))
+        np.testing.assert_array_equal(some.online({name: row[name] for name in some.sources}), found)
+
+
+def test_a_contract_puts_no_text_of_its_own_into_the_compiled_driver():
+    evil = "evil'); print('evil') #"
+    columns = COLUMNS | {evil: {"type": "category", "levels": [evil, "b"], "reason": "r"}}
+    part = {"op": "text_mentions", "of": ["note"], "words": [evil], "times": 1e300}
+    features = FeatureSet(make({evil + "2": part, "e": {"op": "total", "of": [evil, "a"]}}, columns))
+    assert not {"evil", "print", "1e"} & set(re.findall("[a-z0-9]+", features.source))
+    assert features.online(ROW | {evil: "b"})[-1] == 7.0
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.characters(exclude_categories=[])) | st.text("aZ9' \n<>br/é\u0130\ud800", max_size=40))
+def test_words_are_runs_of_letters_digits_and_apostrophes(text):
+    read = read_text(text)
+    assert read.words == re.findall("[a-z0-9']+", re.sub("<[^>]*>", " ", text).strip().lower())
+    assert read.lower == read.clean.lower()
 
 
 @pytest.mark.parametrize("path", sorted(contracts_folder().glob("*.yaml")), ids=lambda path: path.stem)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from finure.contracts.contract import contracts_folder, load, parse
 from finure.contracts.read import ApplicationReader, MalformedError, ViolationError, broken_rule, violations
 from finure.contracts.schema import LARGEST, LONGEST, asked, example, json_schema, request_struct
+from finure.core import FinureError
 
 COLUMNS = {
     "ref": {"type": "text", "role": "id"},
@@ -35,6 +36,8 @@ COLUMNS = {
     "mixed": {"type": "integer", "levels": [0, 1], "special": {-8: "no"}, "null": "allowed", "reason": "r"},
     "flag": {"type": "boolean", "null": "allowed", "reason": "r"},
     "since": {"type": "date", "role": "input", "null": "allowed"},
+    "seen": {"type": "time", "role": "input", "null": "allowed"},
+    "at": {"type": "time", "role": "input", "range": ["2007-01-01T00:00:00Z", "2011-12-31T23:59:59Z"]},
     "story": {"type": "text", "role": "input", "null": "allowed"},
     "sex": {"type": "category", "levels": ["F", "M"], "role": "protected"},
     "grade": {"type": "category", "levels": ["A", "B"], "role": "lender"},
@@ -55,7 +58,10 @@ EDGES = [
     0.5, 0.49, 9.25, 9.26, -0.0, 1.0, 2.0, 1e300, -1e300, 10**40, LARGEST, LARGEST + 1, float(LARGEST),
     "OWN", "own", "RENT", "1", "", "A", "é" * LONGEST, "x" * (LONGEST + 1), "a: b", "\x00",
     "2007-01-01", "2006-12-31", "2011-12-31", "2012-01-01", "2011-02-29", "20110101", "2011-W01-1", "0000-01-01",
-    "2011-01-01T00:00:00", [], {}, [1], {"a": 1},
+    "2011-01-01T00:00:00", "2011-01-01T00:00:00Z", "2011-01-01T00:00:00.5Z", "2011-12-31T23:59:59.000001Z",
+    "2006-12-31T23:59:59Z", "2011-02-29T00:00:00Z", "2011-01-01T24:00:00Z", "2011-01-01T00:00:60Z", "2011-01-01T00:00Z",
+    "2011-01-01T00:00:00z", "2011-01-01 00:00:00Z", "2011-01-01T00:00:00+00:00", "2011-01-01T00:00:00.1234567Z",
+    "0000-01-01T00:00:00Z", [], {}, [1], {"a": 1},
 ]  # fmt: skip
 VALUES = st.one_of(st.sampled_from(EDGES), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text())
 NAMES = st.sampled_from([*COLUMNS, "ratio", "unknown", "Amount", ""])
@@ -73,8 +79,9 @@ def read(record: dict) -> dict:
 
 def in_schema(record: dict) -> bool:
     "Whether the JSON schema allows a record; date ranges have no keyword in it."
-    applied = record.get("applied")
+    applied, at = record.get("applied"), record.get("at")
     late = isinstance(applied, str) and not "2007-01-01" <= applied <= "2011-12-31"
+    late |= isinstance(at, str) and not "2007-01-01T00:00:00" <= at <= "2011-12-31T23:59:59Z"
     return VALIDATOR.is_valid(record) and not late
 
 
@@ -97,7 +104,7 @@ def test_every_edge_in_every_column(column):
     validator = VALIDATOR.evolve(schema=VALIDATOR.schema["properties"][column])
     for value in EDGES:
         rule = broken_rule(value, CONTRACT.columns[column])
-        dated = column == "applied" and isinstance(value, str) and rule == "range"  # no keyword for ranges of dates
+        dated = column in ("applied", "at") and isinstance(value, str) and rule == "range"  # no keyword for such ranges
         assert validator.is_valid(value) == (rule is None or dated), value
 
 
@@ -128,11 +135,12 @@ def test_all_violations_at_once():
     }
     found = {v["field"]: v for v in violations(record, CONTRACT)}
     assert [(f, v["rule"]) for f, v in found.items()] == [
-        ("amount", "range"), ("PAY 0", "range"), ("inside", "required"), ("home", "null"), ("sex", "not_asked"),
-        ("grade", "not_asked"), ("paid", "not_asked"), ("bad", "not_asked"), ("ratio", "not_asked"), ("x", "unknown"),
+        ("amount", "range"), ("PAY 0", "range"), ("inside", "required"), ("home", "null"), ("at", "required"),
+        ("sex", "not_asked"), ("grade", "not_asked"), ("paid", "not_asked"), ("bad", "not_asked"),
+        ("ratio", "not_asked"), ("x", "unknown"),
     ]  # fmt: skip
     assert found["PAY 0"] == {
-        "field": "PAY 0", "given": "-8", "rule": "range",
+        "field": "PAY 0", "given": "a whole number", "rule": "range",
         "allowed": "a whole number from 0 to 8, or -9 (no record), or 96 (unknown)",
     }  # fmt: skip
     assert "protected" in found["sex"]["allowed"] and "F" not in found["sex"]["allowed"]
@@ -141,6 +149,37 @@ def test_all_violations_at_once():
 def test_columns_never_asked_for_are_nowhere_in_the_schema():
     text = json.dumps(json_schema(CONTRACT))
     assert not any(f'"{name}"' in text for name in ("sex", "grade", "paid", "bad", "ratio"))
+
+
+def test_a_time_is_read_as_a_moment_on_the_fast_path():
+    body = json.dumps(good(at="2011-01-01T10:20:30Z", seen="2011-01-01T10:20:30.250Z")).encode()
+    slow, READER.read_slowly = READER.read_slowly, None
+    try:
+        got = READER.read(body)
+    finally:
+        READER.read_slowly = slow
+    assert got["at"] == dt.datetime(2011, 1, 1, 10, 20, 30, tzinfo=dt.UTC)
+    assert got["seen"].microsecond == 250_000
+    assert msgspec.json.encode(got["at"]) == b'"2011-01-01T10:20:30Z"'
+    twice = body[:-1] + b', "at": "2011-01-01T10:20:30Z"}'
+    with pytest.raises(MalformedError, match="more than once"):
+        READER.read(twice)
+
+
+def test_times_are_written_in_one_way_in_a_contract():
+    plain = {"contract": "t", "version": "1", "title": "T", "reasons": {"r": {"category": "OTHER", "text": "Other"}}}
+    amount = {"type": "number", "reason": "r"}
+
+    def contract(**column):
+        return parse({**plain, "columns": {"amount": amount, "at": {"type": "time", "role": "event_time", **column}}})
+
+    bound = dt.datetime(2011, 1, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=1)))  # as YAML gives a time without quotes
+    assert contract(range=[bound, None]).columns["at"].range == ("2011-01-01T00:00:00Z", None)
+    for wrong in ("2011-01-01", "2011-01-01T00:00:00", "2011-01-01T00:00:00.5Z", 5):
+        with pytest.raises(FinureError, match="times like"):
+            contract(range=[wrong, None])
+    with pytest.raises(FinureError, match="a time cannot be a feature"):
+        contract(role="feature", reason="r")
 
 
 def test_values_come_back_typed():
@@ -153,7 +192,7 @@ def test_values_come_back_typed():
 
 def test_absent_and_null():
     required = {name: value for name, value in good().items() if name in json_schema(CONTRACT)["required"]}
-    assert read(required) == required
+    assert read(required) == required | {"at": dt.datetime.fromisoformat(required["at"])}
     assert read(required | {"ref": None, "applied": None, "story": None})["story"] is None
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from finure.bundle import load_scorer
 from finure.contracts.schema import asked, example
-from finure.core import FinureError, root
+from finure.core import FinureError, Settings, root
 from finure.serve.app import App
 from finure.serve.openapi import MAX_BATCH, MAX_BODY, MAX_ROWS
 from finure.serve.pack import bento_folder, free_port, pack, serve_packed, serving_requirements
@@ -29,6 +29,7 @@ SCORER = '''
 
 import json
 
+from finure.bundle import Decided
 from finure.contracts.contract import parse
 
 CONTRACT = {
@@ -50,17 +51,20 @@ CONTRACT = {
 class Scorer:
     contract = parse(CONTRACT)
     info = {"name": "finure-test", "version": "7", "metrics": {"auc": 0.7}}
+    answer_schema = {"pd": {"type": "number"}, "decision": {"enum": ["approve", "decline"]}}
+    score_bounds = (100, 200)
 
     def __init__(self, bundle=None):
         if bundle is not None:
             self.info = json.loads((bundle / "model.json").read_text())
 
-    def decide(self, application):
+    def decide(self, application, explain=False):
         if application.get("story") == "fail":
             raise KeyError(f"secret {application}")
         large = application["amount"] > 10_000
-        reasons = [{"code": "OTHER", "text": "Amount too large"}] if large else []
-        return {"pd": application["amount"] / 3e5, "decision": "decline" if large else "approve", "reasons": reasons}
+        reasons = [{"code": "OTHER", "text": "Amount too large"}] if large or explain else []
+        answer = {"pd": application["amount"] / 3e5, "decision": "decline" if large else "approve", "reasons": reasons}
+        return Decided(answer, {"features": [application["amount"]]})
 
     def decide_batch(self, applications):
         return [self.decide(application) for application in applications]
@@ -79,12 +83,12 @@ JSON = {"content-type": "application/json"}
 PREDICT, BATCH = "/api/v1/predict", "/api/v1/batch-predict"
 
 
-def call(path, body=None, headers=None, method=None, app=APP, chunks=None):
+def call(path, body=None, headers=None, method=None, app=APP, chunks=None, query=b"", caller=None):
     "Status, headers and body of one request, without a socket."
     sent, headers = [], JSON if headers is None else headers
     scope = {
-        "type": "http", "path": path, "method": method or ("GET" if body is None else "POST"),
-        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        "type": "http", "path": path, "method": method or ("GET" if body is None else "POST"), "query_string": query,
+        "client": caller, "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
     }  # fmt: skip
     parts = list(chunks or [body or b""])
     messages = iter(
@@ -114,14 +118,36 @@ def problem(status, *args, **kwargs) -> dict:
 def test_a_decision():
     status, headers, body = call(PREDICT, b'{"ref": "A1", "applied": "2024-05-06", "amount": 30000}')
     assert (status, headers["content-type"]) == (200, "application/json")
-    assert json.loads(body) == {
+    told = json.loads(body)
+    assert re.fullmatch(r"[0-9a-f]{12}-[0-9a-f]{8}", told.pop("decision_id"))
+    assert told == {
         "id": "A1", "event_time": "2024-05-06", "pd": 0.1, "decision": "decline",
         "reasons": [{"code": "OTHER", "text": "Amount too large"}], "model": "finure-test:7",
     }  # fmt: skip
 
 
-def test_the_same_request_gets_the_same_bytes():
-    assert len({call(PREDICT, GOOD)[2] for _ in range(3)}) == 1
+def without_id(body):
+    "An answer but for the name of its record."
+    return {name: value for name, value in json.loads(body).items() if name != "decision_id"}
+
+
+def test_the_same_application_gets_the_same_decision():
+    first, second = (call(PREDICT, GOOD)[2] for _ in range(2))
+    assert without_id(first) == without_id(second) and first != second
+
+
+def test_what_if():
+    told = json.loads(call("/api/v1/simulate", b'{"amount": 500}')[2])
+    assert told["simulated"] is True and told["reasons"] and "decision_id" not in told
+    assert not json.loads(call(PREDICT, b'{"amount": 500}')[2])["reasons"]
+    assert json.loads(call(PREDICT, b'{"amount": 500}', query=b"explain=true")[2])["reasons"]
+    for path, query in (
+        (PREDICT, b"explain=1"),
+        (PREDICT, b"x"),
+        (BATCH, b"explain=true"),
+        (PREDICT, b"explain=true&explain=true"),
+    ):
+        problem(400, path, GOOD, query=query)
 
 
 def test_an_application_without_a_date_is_dated_today():
@@ -132,7 +158,7 @@ def test_an_application_without_a_date_is_dated_today():
 def test_request_ids_are_echoed_or_made():
     assert call(PREDICT, GOOD, JSON | {"x-request-id": "abc-1"})[1]["x-request-id"] == "abc-1"
     made = [call(PREDICT, GOOD, JSON | {"x-request-id": 'a" b'})[1]["x-request-id"] for _ in range(2)]
-    assert made[0] != made[1] and all(re.fullmatch(r"[0-9a-f]{16}-[0-9a-f]+", name) for name in made)
+    assert made[0] != made[1] and all(re.fullmatch(r"[0-9a-f]{12}-[0-9a-f]{8}", name) for name in made)
 
 
 def test_violations_are_listed():
@@ -172,18 +198,19 @@ def test_body_limits():
     assert call(PREDICT, method="POST", chunks=[GOOD[:5], b"", GOOD[5:]])[0] == 200
 
 
-def test_a_body_that_does_not_arrive(monkeypatch):
-    monkeypatch.setattr("finure.serve.app.BODY_SECONDS", 0.05)
-    sent = []
+def test_a_body_that_does_not_arrive():
+    app, parts, sent = App(namespace["Scorer"](), settings=Settings(deadline=0.05)), [b"{"], []
 
     async def receive():
+        if parts:
+            return {"type": "http.request", "body": parts.pop(), "more_body": True}
         await asyncio.sleep(60)
 
     async def send(message):
         sent.append(message)
 
     headers = [(b"content-type", b"application/json")]
-    LOOP.run_until_complete(APP({"type": "http", "path": PREDICT, "method": "POST", "headers": headers}, receive, send))
+    LOOP.run_until_complete(app({"type": "http", "path": PREDICT, "method": "POST", "headers": headers}, receive, send))
     assert sent[0]["status"] == 408
 
 
@@ -192,7 +219,8 @@ def test_an_unexpected_error_is_logged_without_values(caplog):
     with caplog.at_level(logging.ERROR, "finure.serve"):
         found = problem(500, PREDICT, body, JSON | {"x-request-id": "r-7"})
     assert "secret" not in json.dumps(found) + caplog.text
-    assert "request r-7: unexpected KeyError in decide" in caplog.text
+    facts = next(record.facts for record in caplog.records if record.message == "unexpected error")
+    assert (facts["request_id"], facts["error"]) == ("r-7", "KeyError") and facts["places"].startswith("decide")
 
 
 @pytest.mark.parametrize("wrap", [lambda rows: rows, lambda rows: {"applications": rows}], ids=["list", "object"])
@@ -211,8 +239,8 @@ def test_batch(wrap):
 def test_batch_rows_equal_single_decisions():
     rows = [{"amount": 500 + i, "applied": "2024-01-01"} for i in range(250)]
     told = json.loads(call(BATCH, json.dumps(rows).encode())[2])
-    alone = [json.loads(call(PREDICT, json.dumps(row).encode())[2]) for row in rows]
-    assert [{k: v for k, v in r.items() if k != "row"} for r in told["results"]] == alone
+    alone = [without_id(call(PREDICT, json.dumps(row).encode())[2]) for row in rows]
+    assert [{k: v for k, v in r.items() if k not in ("row", "decision_id")} for r in told["results"]] == alone
 
 
 def test_batches_that_are_none():
@@ -244,7 +272,9 @@ def test_read_only_routes():
 def test_openapi_describes_what_is_answered():
     doc = json.loads(call("/openapi.json")[2])
     assert doc["openapi"] == "3.1.0"
-    assert set(doc["paths"]) == {path for path in APP.routes if path.startswith("/api/")}
+    assert {path.partition("{")[0] for path in doc["paths"]} == {
+        path for path in APP.routes if path.startswith("/api/")
+    }
 
     def check(name: str, content: object):
         jsonschema.Draft202012Validator({"$ref": f"#/components/schemas/{name}", **doc}).validate(content)
@@ -388,7 +418,7 @@ def test_a_packed_bento_serves_with_the_service_core(bento):
     with serve_packed(bento) as address:
         request = urllib.request.Request(address + PREDICT, GOOD, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=5) as answer:
-            assert answer.read() == call(PREDICT, GOOD)[2]
+            assert without_id(answer.read()) == without_id(call(PREDICT, GOOD)[2])
         with urllib.request.urlopen(address + "/metrics", timeout=5) as answer:
             assert b'model="finure-test:7"' in answer.read()
         with pytest.raises(urllib.error.HTTPError) as error:
@@ -413,7 +443,7 @@ def test_a_bundle_that_cannot_be_loaded_says_so(bento):
     Path(broken, "src", "bundle", "model.json").write_text("{}")
     with (
         pytest.raises(FinureError, match="expected JSON with a field `scorer`"),
-        serve_packed("finure-test:broken", seconds=20),
+        serve_packed("finure-test:broken"),
     ):
         pass
 

@@ -78,7 +78,7 @@ def _coerce(
 ) -> tuple[pd.Series, pd.Series]:  # the typed column; True where a value had the wrong type
     "One column in the form of its type."
     numbers = pd.api.types.is_numeric_dtype(values) and column.type in ("number", "integer")
-    if numbers or (pd.api.types.is_datetime64_any_dtype(values) and column.type == "date"):
+    if numbers or (pd.api.types.is_datetime64_any_dtype(values) and column.type in ("date", "time")):
         typed = _TYPED[column.type](values, column)
         return typed, typed.isna() & values.notna()
     text = values.astype(object).where(values.notna(), None)
@@ -102,6 +102,9 @@ def _integers(values: pd.Series, column: Column) -> pd.Series:
 
 def _dates(values: pd.Series, column: Column) -> pd.Series:
     "Dates in ISO form, the day of a month without one being the first; a moment with an offset counts in UTC."
+    if pd.api.types.is_datetime64_any_dtype(values):
+        dates = values if values.dt.tz is None else values.dt.tz_convert("UTC").dt.tz_localize(None)
+        return dates.where(dates.between(pd.Timestamp.min, pd.Timestamp.max)).astype("datetime64[ns]")
     dates = pd.to_datetime(values.astype(object), errors="coerce", format="ISO8601", utc=True)
     return dates.dt.tz_localize(None).astype("datetime64[ns]")
 
@@ -122,7 +125,7 @@ def _levels(values: pd.Series, column: Column) -> pd.Series:
 
 
 _TYPED = {
-    "number": _numbers, "integer": _integers, "date": _dates, "boolean": _booleans, "category": _levels,
+    "number": _numbers, "integer": _integers, "date": _dates, "time": _dates, "boolean": _booleans, "category": _levels,
     "text": lambda values, column: values.map(lambda value: value if value is None else str(value)),
 }  # fmt: skip
 
@@ -153,7 +156,7 @@ def _inside(
     column: Column,
 ) -> pd.Series:  # True where the value may stand
     "Whether values are in the range, or are a special code."
-    low, high = (pd.Timestamp(b) if isinstance(b, str) else b for b in column.range)
+    low, high = (pd.Timestamp(b).tz_localize(None) if isinstance(b, str) else b for b in column.range)
     inside = pd.Series(True, index=values.index)
     if low is not None:
         inside &= values >= low

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Role', 'Kind', 'Level', 'SCORED_ROLES', 'REQUEST_ROLES', 'CATEGORIES', 'Reason', 'Column', 'Feature', 'Contract',
-           'faults', 'parse', 'load', 'contracts_folder', 'to_plain', 'dictionary', 'allowed']
+           'iso_time', 'faults', 'parse', 'load', 'contracts_folder', 'to_plain', 'dictionary', 'allowed']
 
 # %% ../../notebooks/01_contracts/00_contract.ipynb #b747aa4d
 import datetime as dt
@@ -21,7 +21,7 @@ from ..core import FinureError, find_root, read_yaml
 Role = Literal[
     "id", "event_time", "known_time", "feature", "input", "target", "protected", "lender", "outcome", "ignore"
 ]
-Kind = Literal["integer", "number", "category", "date", "text", "boolean"]
+Kind = Literal["integer", "number", "category", "date", "time", "text", "boolean"]
 Level = str | int
 SCORED_ROLES = ("feature", "input")
 REQUEST_ROLES = ("id", "event_time", *SCORED_ROLES)
@@ -47,7 +47,7 @@ class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     role: Role = "feature"
     description: str = ""
     unit: str | None = None
-    range: tuple[float | str | None, float | str | None] | None = None  # inclusive; ISO strings for dates
+    range: tuple[float | str | None, float | str | None] | None = None  # inclusive; ISO strings for dates and times
     levels: tuple[Level, ...] | None = None  # allowed values of a category, in encoding order
     ordered: bool = False  # the order of the levels means something
     null: Literal["allowed", "refused"] = "refused"
@@ -124,9 +124,9 @@ def _column_faults(
         faults.append("the target needs `bad`, the value that means bad")
     if column.levels and column.bad is not None and column.bad not in column.levels:
         faults.append(f"`bad` is {column.bad!r}, which is not among the levels")
-    if column.role in ("event_time", "known_time") and column.type != "date":
-        faults.append(f"the {column.role} must be a date")
-    if column.role == "feature" and column.type in ("date", "text"):
+    if column.role in ("event_time", "known_time") and column.type not in ("date", "time"):
+        faults.append(f"the {column.role} must be a date or a time")
+    if column.role == "feature" and column.type in ("date", "time", "text"):
         faults.append(f"a {column.type} cannot be a feature; make it an `input` and derive a feature from it")
     if column.role == "feature" and column.reason is None:
         faults.append("a feature needs a `reason`, the principal reason it stands for")
@@ -165,13 +165,22 @@ def _number_faults(
         faults.append("`special` codes belong to numbers")
     if not all(math.isfinite(code) for code in column.special):
         faults.append("`special` codes are numbers; a missing value is `null: allowed`")
-    if bounds and column.type not in ("integer", "number", "date"):
-        faults.append("a `range` belongs to numbers and dates")
-    elif not all(_is_day(bound) if column.type == "date" else not isinstance(bound, str) for bound in bounds):
-        faults.append("`range` must be " + ("dates like 2011-12-31" if column.type == "date" else "numbers"))
+    if bounds and column.type not in (*_BOUNDS, "integer", "number"):
+        faults.append("a `range` belongs to numbers, dates and times")
+    elif not all(_BOUNDS.get(column.type, _is_amount)(bound) for bound in bounds):
+        form = {"date": "dates like 2011-12-31", "time": "times like 2011-12-31T23:59:59Z"}
+        faults.append("`range` must be " + form.get(column.type, "numbers"))
     elif len(bounds) == 2 and not bounds[0] <= bounds[1]:
         faults.append("`range` must be [low, high]")
     return faults
+
+# %% ../../notebooks/01_contracts/00_contract.ipynb #af1d0359
+def iso_time(
+    moment: dt.datetime,  # without an offset: UTC
+) -> str:  # such as 2011-12-31T23:59:59Z
+    "A moment as a contract writes it."
+    moment = moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment.astimezone(dt.UTC)
+    return moment.isoformat().removesuffix("+00:00") + "Z"
 
 # %% ../../notebooks/01_contracts/00_contract.ipynb #50b40ee4
 def _is_day(
@@ -182,6 +191,27 @@ def _is_day(
         return dt.date.fromisoformat(str(bound)).isoformat() == bound
     except ValueError:
         return False
+
+
+def _is_moment(
+    bound: object,
+) -> bool:
+    "Whether a bound is a moment in ISO form, in UTC and whole seconds."
+    try:
+        moment = dt.datetime.fromisoformat(str(bound))
+        return not moment.microsecond and iso_time(moment) == bound
+    except ValueError:
+        return False
+
+
+def _is_amount(
+    bound: object,
+) -> bool:
+    "Whether a bound is a number."
+    return not isinstance(bound, str)
+
+
+_BOUNDS = {"date": _is_day, "time": _is_moment}
 
 
 def _is_pattern(
@@ -287,11 +317,13 @@ def _convert(
 def _plain(
     value: object,  # anything YAML gives
 ) -> object:
-    "The same data with dates as ISO strings and the key `null` as a word."
+    "The same data with dates and times as ISO strings and the key `null` as a word."
     if isinstance(value, dict):
         return {"null" if key is None else key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
+    if isinstance(value, dt.datetime):
+        return iso_time(value)
     return value.isoformat() if isinstance(value, dt.date) else value
 
 # %% ../../notebooks/01_contracts/00_contract.ipynb #c2ff16f4
@@ -370,7 +402,7 @@ def allowed(
     if column.levels:
         return "one of " + ", ".join(map(str, column.levels)) + codes
     words = {"integer": "a whole number", "number": "a number", "date": "a date (YYYY-MM-DD)", "text": "text",
-             "boolean": "true or false"}[column.type]  # fmt: skip
+             "time": "a time (YYYY-MM-DDThh:mm:ssZ)", "boolean": "true or false"}[column.type]  # fmt: skip
     low, high = column.range or (None, None)
     bounds = {(False, False): f" from {_short(low)} to {_short(high)}", (False, True): f" of at least {_short(low)}",
               (True, False): f" of at most {_short(high)}", (True, True): ""}[low is None, high is None]  # fmt: skip

@@ -134,9 +134,10 @@ def _category(
     levels = sorted(text.dropna().unique(), key=_natural)
     if {level.lower() for level in levels} <= {"true", "false"}:
         return {"type": "boolean", "question": "Does true mean riskier (risk: 1), safer (-1), or neither (0)?"}
-    if all(ISO_LIKE.match(level) for level in levels) and _dates(pd.Series(levels), None).notna().all():
+    if all(ISO_LIKE.match(level) for level in levels) and (when := _dates(pd.Series(levels), None)).notna().all():
         question = "Known at application? Then make it an `input`, or the `event_time`."
-        return {"type": "date", "role": "ignore", "question": question}
+        kind = "date" if (when == when.dt.normalize()).all() else "time"
+        return {"type": kind, "role": "ignore", "question": question}
     if len(levels) <= MOST_LEVELS and len(levels) < 0.5 * len(text):
         return {"type": "category", "levels": tuple(levels), "question": "Are these all levels there can be?"}
     return {"type": "text", "role": "ignore", "question": "Own words of the applicant? Then make it an `input`."}

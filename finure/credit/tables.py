@@ -212,13 +212,11 @@ def explain(
     rng = generator(seed, "reasons")
     chosen = np.sort(rng.choice(there, min(rows, len(there)), replace=False))
     table = decided.iloc[chosen][["score", "grade", "decision"]].reset_index(drop=True)
-    texts = [[r["text"] for r in scorer.reasons(row)] for row in values[chosen].tolist()]
-    table["reasons"] = pd.Series(texts, dtype=object)
+    table["reasons"] = pd.Series(scorer.texts(scorer.decide_table(values[chosen]).reasons), dtype=object)
     some = rng.choice(np.flatnonzero(same), min(1000, int(same.sum())), replace=False)
-    hurt = np.abs([scorer.model.hurt(row) for row in values[some].tolist()]).mean(axis=0)
-    names = [list(trained.contract.model_features())[i] for i in scorer.model.features]
+    hurt = np.abs(scorer.model.hurts(values[some])).mean(axis=0)
     return Explained(table, _explained_words(len(same), same.sum(), len(there), len(chosen), seed), pd.Series(
-        hurt, index=names).sort_values(ascending=False, kind="stable"))  # fmt: skip
+        hurt, index=scorer.features.used).sort_values(ascending=False, kind="stable"))  # fmt: skip
 
 # %% ../../notebooks/credit/44_tables.ipynb #c0d61441
 def _explained_words(

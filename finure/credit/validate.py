@@ -103,10 +103,8 @@ def decided(
     values: np.ndarray,
 ) -> pd.DataFrame:  # pd, score, grade, decision, reasons (list of texts); one row per application
     "The decision on every row, with reasons where they are due."
-    answers = [scorer.answer(row, p) for row, p in zip(values.tolist(), scorer.model.pds(values).tolist(), strict=True)]
-    table = pd.DataFrame(answers)
-    table["reasons"] = table["reasons"].map(lambda reasons: [reason["text"] for reason in reasons])
-    return table
+    table = scorer.decide_table(values)
+    return pd.DataFrame(table._asdict() | {"reasons": scorer.texts(table.reasons)})
 
 # %% ../../notebooks/credit/32_validate.ipynb #35ac101c
 def reason_table(
