@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lab sync lock bench bench-serve prove-image clean
+.PHONY: help install run test lab sync lock bench bench-fraud bench-serve prove-image clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z%-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ prove-image: $(STAMP)  ## prove that the image decides: needs root on Debian, no
 
 bench: $(STAMP)  ## timings of fitting, scoring and serving, with their conditions
 	@$(BIN)/python tests/bench.py
+
+bench-fraud: $(STAMP)  ## fraud features: batch beside pandas, events a second, a replay of every row
+	@$(BIN)/python tests/bench_fraud.py
 
 bench-serve: $(STAMP)  ## the service beside its rivals: req/s, latency, memory (wrk; ARGS="--quick")
 	@$(BIN)/python tests/bench_serve.py $(ARGS)

@@ -10,7 +10,7 @@ import hashlib
 import importlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -26,10 +26,12 @@ class Decided(NamedTuple):
 
 # %% ../notebooks/19_bundle.ipynb #8545559c
 class Scorer(Protocol):
-    "A model with its decision policy."
+    "A model with its decision policy; it may bring routes of its own: `routes(decider)`."
 
     contract: Contract
     info: dict  # plain data for GET /api/v1/model: `name` and `version` of the model, its metrics
+    answer_schema: dict  # JSON schemas of what `answer` holds, by name
+    score_bounds: Sequence[float]  # of the histogram that shows how its scores lie
 
     def decide(self, application: Mapping[str, object], explain: bool = False) -> Decided:
         "The decision for one application that keeps the contract; with reasons also where none are due if asked."

@@ -6,6 +6,7 @@ them in turns. Then the service alone gets requests at a constant rate, each wit
 
 import datetime as dt
 import json
+import logging
 import os
 import platform
 import re
@@ -19,6 +20,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
@@ -205,6 +207,8 @@ def save_for_mlflow(model: Model, path: Path, frame: object) -> None:
     import mlflow.sklearn
     from mlflow.models import infer_signature
 
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="mlflow")
     mlflow.sklearn.save_model(
         model.pipeline, path, code_paths=[str(RIVALS / "pipeline.py")], serialization_format="cloudpickle",
         signature=infer_signature(frame, model.pipeline.predict_proba(frame)), pip_requirements=[],
@@ -232,7 +236,7 @@ def running(key: str, server: Server, model: Model, folder: Path, **more: str) -
             stop(process)
 
 
-def wait_ready(address: str, process: subprocess.Popen, log: Path, seconds: float = 90) -> None:
+def wait_ready(address: str, process: subprocess.Popen, log: Path, seconds: float = 300) -> None:
     "Returns when a server answers."
     until = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < until:
@@ -338,9 +342,8 @@ def records(database: Path, since: int) -> set[str] | None:
     "The ids of the records made since then (microseconds); None if there is no log."
     try:
         with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as log:
-            return {
-                row[0] for row in log.execute("SELECT id FROM records WHERE kind = 'decision' AND at >= ?", [since])
-            }
+            found = log.execute("SELECT id FROM records WHERE kind = 'decision' AND at >= ?", [since])
+            return {row[0] for row in found}
     except sqlite3.OperationalError:
         return None
 

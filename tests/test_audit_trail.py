@@ -1,5 +1,6 @@
 """The audit trail shows, replays, exports and purges decisions, on a real log"""
 
+import asyncio
 import datetime as dt
 import json
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from finure.bundle import fingerprint, load_scorer
 from finure.cli.audit import audit_app
 from finure.contracts.contract import to_plain
 from finure.core import FinureError
+from finure.serve.answers import Request
+from finure.serve.decider import Decider, introduce
+from finure.serve.metrics import Metrics
 
 CONTRACT = {
     "contract": "small", "version": "1", "title": "Small loans",
@@ -38,7 +42,8 @@ CONTRACT = {
     "features": {"loan_to_income": {"op": "ratio", "of": ["amount", "income"], "reason": "income"}},
 }  # fmt: skip
 CARD = [
-    {"feature": "amount", "edges": [10_000], "points": [310.5, 240.25], "missing": 300, "special": {}, "reference": 305},
+    {"feature": "amount", "edges": [10_000], "points": [310.5, 240.25], "missing": 300, "special": {},
+     "reference": 305},
     {"feature": "loan_to_income", "edges": [0.5], "points": [300.125, 200.5], "missing": 210, "special": {},
      "reference": 290},
 ]  # fmt: skip
@@ -72,14 +77,14 @@ def url(tmp_path, monkeypatch):
     return f"sqlite:///{tmp_path}/log.db"
 
 
-def recorded(scorer, checksum, id, request, at=None, explain=False, **changes):
+def recorded(scorer, checksum, id, asked, at=None, explain=False, **changes):
     "A decision as the service records it."
-    application = dict(request, applied=dt.date.fromisoformat(request.get("applied", "2012-02-29")))
+    application = dict(asked, applied=dt.date.fromisoformat(asked.get("applied", "2012-02-29")))
     decided = scorer.decide(application, explain=explain)
-    told = {"decision_id": id, "id": request.get("ref"), "event_time": application["applied"].isoformat()}
+    told = {"decision_id": id, "id": asked.get("ref"), "event_time": application["applied"].isoformat()}
     body = {
         "route": "/api/v1/predict", "client": "k1", "request_id": "q-1", "model": "small-loans:3", "bundle": checksum,
-        "contract": "small 1", "finure": __version__, "request": request,
+        "contract": "small 1", "finure": __version__, "request": asked,
         "trace": {"features": [None if v != v else v for v in decided.trace["features"]]},
         "answer": told | decided.answer | {"model": "small-loans:3"},
     } | changes  # fmt: skip
@@ -120,7 +125,7 @@ def test_show_tells_everything(url, bundle):
     assert told["at"] == "2012-02-29 10:00:00+00:00"
     assert (told["client"], told["client_name"], told["model"]) == ("k1", "The branch", "small-loans:3")
     assert told["request"] == POOR
-    assert told["features"] == {"amount": 20000.0, "income": None, "home": 0.0, "loan_to_income": None}
+    assert told["features"] == {"amount": 20000.0, "income": None, "home": None, "loan_to_income": None}
     assert told["answer"]["decision"] == "decline" and len(told["answer"]["reasons"]) == 2
     assert told["place"] | {"hash": ""} == {
         "chain": told["place"]["chain"],
@@ -199,7 +204,7 @@ def test_replay_names_each_difference(url, bundle):
     scorer = load_scorer(bundle)
     entry = json.loads(recorded(scorer, "", "d-1", POOR).body)
     answer = entry["answer"] | {"pd": 0.5, "reasons": entry["answer"]["reasons"][:1]}
-    trace = {"features": [1.0, None, 0.0, None], "rules": ["r1"]}
+    trace = {"features": [1.0, None, None, None], "rules": ["r1"]}
     with log_of(url, bundle, ("d-1", POOR, {"answer": answer, "trace": trace, "finure": "0.0.1"})) as store:
         result = replay(store, "d-1", bundle)
         cli = CliRunner().invoke(audit_app, ["replay", "d-1", "--bundle", str(bundle)])
@@ -222,13 +227,37 @@ def test_replay_by_the_scorers_own_way(url, bundle, monkeypatch):
     monkeypatch.setattr("finure.audit.trail.load_scorer", lambda bundle: stateful)
     with log_of(url, bundle, ("d-1", POOR)) as store:
         assert replay(store, "d-1", bundle).verdict == "same"
-    assert seen == [({"features": [20000.0, None, 0.0, None]}, POOR)]
+    assert seen == [({"features": [20000.0, None, None, None]}, POOR)]
 
 
 def test_a_request_that_the_contract_refuses_cannot_be_replayed(url, bundle):
     with log_of(url, bundle, ("d-1", GOOD, {"request": GOOD | {"amount": 1}})) as store:
         assert "does not keep the contract" in replay(store, "d-1", bundle).why
         assert "kind model" in replay(store, f"model-{fingerprint(bundle)[:8]}", bundle).why
+
+
+def test_what_the_service_records_can_be_shown_replayed_and_exported(url, bundle, tmp_path):
+    scorer, checksum, log = load_scorer(bundle), fingerprint(bundle), DecisionLog(url)
+    introduce(log, scorer, checksum)
+    decider = Decider(scorer, Metrics({}), log, bundle=checksum)
+
+    async def ask(body, query=b""):
+        request = Request("/api/v1/predict", {}, query)
+        request.body, request.request_id = body, b"q-1"
+        return json.loads((await decider.predict(request)).body)["decision_id"]
+
+    async def ask_all():
+        return [await ask(json.dumps(GOOD, indent=1).encode()), await ask(json.dumps(POOR).encode(), b"explain=true")]
+
+    ids = asyncio.run(ask_all())
+    log.close()
+    with open_store(url) as store:
+        assert [replay(store, id, bundle).verdict for id in ids] == ["same", "same"]
+        assert [show(store, id)["request"] for id in ids] == [GOOD, POOR]
+        assert show(store, ids[1])["features"]["amount"] == 20000.0
+        assert export(store, tmp_path / "a.parquet")[1:] == (2, 0, 0)
+    rows = pq.read_table(tmp_path / "a.parquet").to_pylist()
+    assert [row["request.income"] for row in rows] == [40000.5, None] and "request.story" not in rows[0]
 
 
 # export
@@ -243,10 +272,12 @@ def test_export_has_a_row_for_each_decision(url, bundle, tmp_path):
         assert export(store, tmp_path / "b.parquet", model="small-loans:4").rows == 0
         cli = CliRunner().invoke(audit_app, ["export", "-o", str(tmp_path / "t.parquet"), "--with-text"])
     good, poor = pq.read_table(tmp_path / "a.parquet").to_pylist()
-    assert good["at"] == dt.datetime(2020, 1, 1, tzinfo=dt.UTC) and good["event_time"] == dt.datetime(2011, 5, 1)
+    assert good["at"] == dt.datetime(2020, 1, 1, tzinfo=dt.UTC) and good["event_time"] == dt.datetime(
+        2011, 5, 1, tzinfo=dt.UTC
+    )
     assert (good["request.applied"], good["request.amount"], good["request.home"]) == (dt.date(2011, 5, 1), 5000, "OWN")
-    assert (poor["request.income"], poor["feature.loan_to_income"], poor["feature.home"]) == (None, None, 0.0)
-    assert (poor["decision"], poor["reason_1"], poor["reason_3"]) == ("decline", "OTHER", None)
+    assert (poor["request.income"], poor["feature.loan_to_income"], poor["feature.home"]) == (None, None, None)
+    assert (poor["decision"], poor["reason_1"], poor["reason_3"]) == ("decline", "INCOME", None)
     assert "request.story" not in good
     assert cli.exit_code == 0 and "2 decision(s)" in cli.output
     assert pq.read_table(tmp_path / "t.parquet")["request.story"].to_pylist() == [GOOD["story"], POOR["story"]]
@@ -259,10 +290,27 @@ def test_export_leaves_the_old_file_when_it_fails(url, bundle, tmp_path):
     assert (tmp_path / "a.parquet").read_text() == "old" and not list(tmp_path.glob(".a.parquet*"))
 
 
-def test_export_without_a_model_record_and_of_an_empty_log(url, bundle, tmp_path):
-    with log_of(url, bundle) as store:
-        assert export(store, tmp_path / "a.parquet").rows == 0
+def test_contracts_that_disagree_and_times(url, bundle, tmp_path):
+    columns = {"when": {"type": "time", "role": "event_time"}, "amount": {"type": "text", "role": "id"}}
+    other = {"bundle": "ab", "model": "cards:1", "features": ["velocity"], "columns": columns}
+    asked = {"when": "2018-04-01T00:00:31.5Z", "amount": "x"}
+    body = {"bundle": "ab", "model": "cards:1", "request": asked, "trace": {"features": [7.0]},
+            "answer": {"event_time": asked["when"]}}  # fmt: skip
+    with log_of(url, bundle, ("d-1", GOOD)) as store:
+        log = DecisionLog(url)
+        log.append(Entry("model", "model-ab", 2, json.dumps(other).encode()))
+        log.append(Entry("decision", "d-2", now(), json.dumps(body).encode()))
+        log.close()
+        export(store, tmp_path / "a.parquet")
+    loan, card = pq.read_table(tmp_path / "a.parquet").to_pylist()
+    assert (loan["request.amount"], card["request.amount"]) == ("5000", "x")
+    assert card["event_time"] == card["request.when"] == dt.datetime(2018, 4, 1, 0, 0, 31, 500_000, tzinfo=dt.UTC)
+    assert (loan["feature.velocity"], card["feature.velocity"], card["feature.amount"]) == (None, 7.0, None)
+
+
+def test_export_of_no_decision_and_without_a_model_record(url, bundle, tmp_path):
     with log_of(url, bundle, ("d-1", GOOD, {"bundle": "unknown"})) as store:
+        assert export(store, tmp_path / "a.parquet", until="2015-01-01").rows == 0
         assert export(store, tmp_path / "a.parquet")[1:] == (1, 0, 1)
     row = pq.read_table(tmp_path / "a.parquet").to_pylist()[0]
     assert row["feature.amount"] is None and row["request.amount"] == 5000
@@ -282,7 +330,7 @@ FLOOR = months_before(TODAY, FLOOR_MONTHS)
         ("2025-01-31", "2022-12-31"),
         ("2027-02-01", "2025-01-01"),
     ],
-)
+)  # fmt: skip
 def test_25_months_by_the_calendar(day, before):
     assert months_before(dt.date.fromisoformat(day), 25) == dt.date.fromisoformat(before)
 
@@ -315,7 +363,7 @@ def test_a_purge_leaves_the_chain_verifiable_and_says_who_and_why(url, bundle, t
         assert replay(store, "a", bundle).why.startswith("the application was purged")
         assert export(store, tmp_path / "a.parquet")[1:] == (1, 4, 0)
         store.execute("UPDATE records SET body = NULL WHERE id = 'b'")
-        assert [finding.id for finding in verify(store)] == ["b"]
+        assert [finding.seq for finding in verify(store)] == [find_record(store, "b").seq]
 
 
 def test_what_is_purged_is_gone_from_the_file(url, bundle, tmp_path):

@@ -103,7 +103,7 @@ def call(path, body=None, headers=None, method=None, app=APP, chunks=None, query
 
     LOOP.run_until_complete(app(scope, receive, send))
     names = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    return sent[0]["status"], names, sent[1]["body"]
+    return sent[0]["status"], names, b"".join(message["body"] for message in sent[1:])
 
 
 def problem(status, *args, **kwargs) -> dict:

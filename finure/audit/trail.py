@@ -234,7 +234,7 @@ class Replayed(NamedTuple):
 ABSENT = "absent"
 NOT_DECIDED = ("decision_id", "id", "event_time", "model")  # of an answer: what is told besides the decision
 
-# %% ../../notebooks/31_audit/30_trail.ipynb #09334c41
+# %% ../../notebooks/31_audit/30_trail.ipynb #eaf83eee
 def decide_again(
     scorer: Scorer,
     decision: Decision,
@@ -246,7 +246,8 @@ def decide_again(
     application = ApplicationReader(scorer.contract).read(request)
     dated = scorer.contract.one("event_time")
     if dated and application.get(dated) is None and answer.get("event_time"):
-        application[dated] = dt.date.fromisoformat(answer["event_time"])
+        kind = dt.datetime if scorer.contract.columns[dated].type == "time" else dt.date
+        application[dated] = kind.fromisoformat(answer["event_time"])
     return scorer.decide(application, explain=bool(answer.get("reasons")))
 
 # %% ../../notebooks/31_audit/30_trail.ipynb #417216d9

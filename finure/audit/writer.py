@@ -6,7 +6,7 @@
 __all__ = ['Waiting', 'MOST_AT_ONCE', 'RETRY', 'logger', 'Entry', 'KeyConflictError', 'link', 'Chain', 'answered_before',
            'write_apart', 'DecisionLog']
 
-# %% ../../notebooks/31_audit/10_writer.ipynb #1948a714
+# %% ../../notebooks/31_audit/10_writer.ipynb #677c4077
 import asyncio
 import datetime as dt
 import json
@@ -28,6 +28,7 @@ from finure.audit.log import (
     Store,
     _reason,
     body_hash,
+    find_record,
     now,
     open_store,
     record_hash,
@@ -161,7 +162,7 @@ def _repeated(
         return KeyConflictError("This idempotency key was used for a decision that is no longer kept: take a new key.")
     return found[0]
 
-# %% ../../notebooks/31_audit/10_writer.ipynb #6f19551c
+# %% ../../notebooks/31_audit/10_writer.ipynb #baa4d4aa
 def write_apart(
     chain: Chain,
     entries: list[Entry],
@@ -174,8 +175,7 @@ def write_apart(
         if len(entries) > 1:
             half = len(entries) // 2
             return write_apart(chain, entries[:half]) + write_apart(chain, entries[half:])
-        known = chain.store.execute("SELECT 1 FROM records WHERE id = ?", (entries[0].id,)).fetchone()
-        if isinstance(error, api.IntegrityError) and not known:
+        if isinstance(error, api.IntegrityError) and find_record(chain.store, entries[0].id) is None:
             raise  # not the entry: the chain is not where it was
         return [LogFailedError(f"A record cannot be stored: {_reason(error)}.")]
 
@@ -213,7 +213,7 @@ def _answer(
             with suppress(RuntimeError):  # the loop has ended, and with it those who waited
                 loop.call_soon_threadsafe(_resolve, mine)
 
-# %% ../../notebooks/31_audit/10_writer.ipynb #301737f1
+# %% ../../notebooks/31_audit/10_writer.ipynb #71827b92
 class _Writer(threading.Thread):
     "Takes what waits, writes it, answers; in a failure refuses everything until a write works again."
 
@@ -222,12 +222,12 @@ class _Writer(threading.Thread):
         self.url, self.chain = url, Chain(open_store(url))
         self.queue: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
         self.failed: str | None = None
+        self.closing = False
         self.writing, self.since, self.took = 0, 0.0, 0.0
 
     def run(self) -> None:
-        going = True
-        while going:
-            group, going = self.take(None if self.failed is None else RETRY)
+        while not (self.closing and self.queue.empty()):
+            group = self.take(None if self.failed is None else RETRY)
             if self.failed is not None:
                 _answer(group, [LogFailedError(self.failed) for _ in group])
                 self.recover()
@@ -235,14 +235,14 @@ class _Writer(threading.Thread):
                 self.commit(group)
         self.chain.store.close()
 
-    def take(self, timeout: float | None) -> tuple[list[Waiting], bool]:
-        "What waits, and whether to go on after it."
+    def take(self, timeout: float | None) -> list[Waiting]:
+        "What waits; empty after the timeout, or when woken to end."
         try:
             items = [self.queue.get(timeout=timeout)]
         except queue.Empty:
-            return [], True
+            return []
         items += [self.queue.get_nowait() for _ in range(min(self.queue.qsize(), MOST_AT_ONCE - 1))]
-        return (items, True) if items[-1] is not None else (items[:-1], False)
+        return [waiting for waiting in items if waiting is not None]
 
     def commit(self, group: list[Waiting]) -> None:
         "Writes a group in one transaction and answers it."
@@ -267,7 +267,7 @@ class _Writer(threading.Thread):
             self.failed = None
             logger.warning("The decision log can be written again.")
 
-# %% ../../notebooks/31_audit/10_writer.ipynb #464bf462
+# %% ../../notebooks/31_audit/10_writer.ipynb #71b84b7d
 class DecisionLog:
     "Writes decision records in groups, from a thread of its own."
 
@@ -275,7 +275,7 @@ class DecisionLog:
         self,
         url: str,  # sqlite:///path or postgresql://...
     ):
-        self._writer, self._closed = _Writer(url), False
+        self._writer = _Writer(url)
         self._put = self._writer.queue.put
         self._writer.start()
 
@@ -300,7 +300,7 @@ class DecisionLog:
     @property
     def failed(self) -> str | None:
         "Why nothing can be written at the moment; None: all is well."
-        return "The decision log is closed." if self._closed else self._writer.failed
+        return "The decision log is closed." if self._writer.closing else self._writer.failed
 
     @property
     def head(self) -> Head:
@@ -320,7 +320,6 @@ class DecisionLog:
 
     def close(self) -> None:
         "Writes what waits and ends."
-        if not self._closed:
-            self._closed = True
-            self._put(None)
-            self._writer.join()
+        self._writer.closing = True
+        self._put(None)
+        self._writer.join()

@@ -80,7 +80,7 @@ def audit_show(
         _print_shown(told, wrong)
     raise typer.Exit(1 if wrong else 0)
 
-# %% ../../notebooks/90_cli/20_audit.ipynb #7cb3eb22
+# %% ../../notebooks/90_cli/20_audit.ipynb #3b2c27a5
 def _print_shown(
     told: dict,  # from `show`
     wrong: list[str],  # with the record
@@ -96,6 +96,8 @@ def _print_shown(
         if isinstance(values := told.get(part), dict) and values:
             reasons = values.pop("reasons", []) if part == "answer" else []
             values |= {f"reason {n}": f"{one.get('code')}: {one.get('text')}" for n, one in enumerate(reasons, 1)}
+            if part == "features":
+                values = {name: "missing, or not used" if value is None else value for name, value in values.items()}
             table([part, ""], [[_text(name), _text(value)] for name, value in values.items()])
     if told["holds"]:
         table(["on hold since", "by", "reason"], [[h["at"], _text(h["by"]), _text(h["reason"])] for h in told["holds"]])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HOUR', 'DAY', 'NOW', 'EARLIER', 'LARGEST', 'COSINES', 'SINES', 'OWN', 'MEASURES', 'HANDBOOK', 'RICH', 'ENTITIES',
-           'WHOLE', 'BLOCK', 'Feature', 'Statistic', 'Measure', 'needs', 'describe', 'Plan', 'Windows', 'Table',
+           'WHOLE', 'BLOCK', 'Feature', 'Statistic', 'as_number', 'Measure', 'needs', 'describe', 'Plan', 'Table',
            'table', 'Side', 'Whole', 'batch']
 
 # %% ../../notebooks/fraud/20_features.ipynb #28367069
@@ -50,7 +50,7 @@ def _root(x: Any) -> Any:
     return math.sqrt(x) if type(x) is float else np.sqrt(x)
 
 
-def _number(x: Any) -> Any:
+def as_number(x: Any) -> Any:
     "A count or a flag as a float."
     return x * 1.0
 
@@ -122,13 +122,13 @@ MEASURES = {
     "amount": Measure(_amount, ("cents",), "amount"),
     "weekend": Measure(_weekend, ("time",), "on Saturday or Sunday"),
     "night": Measure(_night, ("time",), "between 0 and 7 o'clock"),
-    "count": Measure(_number, ("count",), "transactions"),
+    "count": Measure(as_number, ("count",), "transactions"),
     "mean": Measure(_mean, ("total", "count"), "mean amount"),
     "risk": Measure(_share, ("frauds", "count"), "share of known frauds"),
-    "frauds": Measure(_number, ("frauds",), "known frauds"),
+    "frauds": Measure(as_number, ("frauds",), "known frauds"),
     "since": Measure(_hours, ("earlier.gap",), "hours since the last transaction, at most"),
     "since_fraud": Measure(_hours, ("fraud_gap",), "hours since the last known fraud, at most"),
-    "visits": Measure(_number, ("earlier.visits",), "earlier transactions at this terminal"),
+    "visits": Measure(as_number, ("earlier.visits",), "earlier transactions at this terminal"),
     "deviation": Measure(
         _deviation,
         ("cents", "earlier.count", "earlier.total", "earlier.squares"),
@@ -234,23 +234,6 @@ class Plan:
         "How far back the windows of an entity go."
         return max((statistic.start for statistic in self.of(entity)), default=0)
 
-# %% ../../notebooks/fraud/20_features.ipynb #51fb0bfe
-class Windows:
-    "Statistics of the events between two cuts; a driver finds the cuts and holds the running sums."
-
-    sums: dict[str, Any]  # running sums from 0, for each kind that is needed
-
-    def count(self, a: Any, b: Any, statistic: Statistic) -> Any:
-        "How many events."
-        return b - a
-
-    def total(self, a: Any, b: Any, statistic: Statistic) -> Any:
-        "Sum of something over the events."
-        sums = self.sums[statistic.kind]
-        return sums[b] - sums[a]
-
-    squares = sines = cosines = total
-
 # %% ../../notebooks/fraud/20_features.ipynb #c8e1cb37
 class Table(NamedTuple):
     "Transactions as columns of whole numbers, ordered by time and id."
@@ -334,7 +317,7 @@ def _own(
     return np.array(SINES if kind == "sine" else COSINES)[events.time % DAY // HOUR]
 
 # %% ../../notebooks/fraud/20_features.ipynb #9960bde7
-class Side(Windows):
+class Side:
     "All transactions, by one entity and then by time."
 
     def __init__(
@@ -379,6 +362,17 @@ class Side(Windows):
         first = np.searchsorted(self.key, self.key[rows.start] - stop, side="right")
         return first + np.searchsorted(self.key[first : rows.stop], self.key[rows] - stop, side="right")
 
+    def count(self, a: np.ndarray, b: np.ndarray, statistic: Statistic) -> np.ndarray:
+        "How many events."
+        return b - a
+
+    def total(self, a: np.ndarray, b: np.ndarray, statistic: Statistic) -> np.ndarray:
+        "Sum of something over the events."
+        sums = self.sums[statistic.kind]
+        return sums[b] - sums[a]
+
+    squares = sines = cosines = total
+
     def top(self, a: np.ndarray, b: np.ndarray, statistic: Statistic) -> np.ndarray:
         "Largest amount in cents; -1 where there is none."
         best, length = np.full(len(a), -1), b - a
@@ -421,7 +415,7 @@ class Whole(Side):
         time = self.events.time[self.events.frauds]
         enter = np.maximum(self.events.known, time + 1)
         counts = enter <= self.last
-        newest = np.zeros(len(self.key) + 1, np.int64)
+        newest = np.full(len(self.key) + 1, -self.reach)
         fraud = self.code[self.events.frauds] * self.span + (time - self.first) + 1
         np.maximum.at(newest, self.place(enter, counts), fraud[counts])
         return np.minimum(self.key + 1 - np.maximum.accumulate(newest[:-1]), statistic.start)

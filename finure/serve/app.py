@@ -19,7 +19,7 @@ from functools import partial
 
 import msgspec
 
-from ..audit.log import Record, find_record, open_store
+from ..audit.log import LogFailedError, Record, find_record, open_store
 from ..audit.writer import DecisionLog
 from ..bundle import Scorer
 from ..contracts.contract import Contract, dictionary
@@ -37,7 +37,7 @@ from finure.serve.answers import (
     read_body,
     repeat_key,
 )
-from .batch import Batches
+from .batch import MEDIA, Batches
 from .decider import RETRY, Decider, Numbers, encode, named
 from .keys import Guard
 from .metrics import Histogram, Metrics
@@ -58,7 +58,7 @@ def interface(
     made = {
         "/predict": Route("POST", decider.predict, MAX_BODY, "predict", params=(b"explain",)),
         "/simulate": Route("POST", decider.simulate, MAX_BODY, "simulate"),
-        "/batch-predict": Route("POST", Batches(decider).predict, MAX_BATCH, "predict"),
+        "/batch-predict": Route("POST", Batches(decider).predict, MAX_BATCH, "predict", media=MEDIA),
         "/decisions/": Route("GET", partial(recorded_decision, decider), scope="audit"),
         "/model": fixed(scorer.info | {"contract": describe(scorer.contract)}),
         "/reasons": fixed(reasons),
@@ -73,8 +73,7 @@ def routes(
     "Every path that the service answers."
     scorer, policy = decider.scorer, ((b"content-security-policy", DOCS_POLICY.encode()),)
     api, shown = interface(decider), partial(metrics_page, metrics)
-    answer_schema = getattr(scorer, "answer_schema", {"decision": {"type": "string"}})
-    about = document(scorer.contract, scorer.info, described(api), answer_schema)
+    about = document(scorer.contract, scorer.info, described(api), scorer.answer_schema)
     return api | {
         "/openapi.json": fixed(about, open=True),
         "/metrics": Route("GET", shown),
@@ -126,8 +125,11 @@ async def recorded_decision(
 ) -> Answer:
     "The record of a decision, as it lies in the log."
     found = None
-    if decider.log is not None:
-        found = await asyncio.to_thread(_find, decider.settings.database(), request.tail)
+    if decider.log is not None and REQUEST_ID.fullmatch(request.tail.encode()):
+        try:
+            found = await asyncio.to_thread(_find, decider.settings.database(), request.tail)
+        except LogFailedError:
+            raise ProblemError(503, "log-unavailable", "The decision log cannot be read; try again.", RETRY) from None
     if found is None or found.kind != "decision":
         raise ProblemError(404, "no-such-decision", "The decision log holds no decision of this id.")
     if found.body is None:
@@ -141,7 +143,7 @@ def _find(
     decision_id: str,
 ) -> Record | None:
     "A record of the log."
-    with closing(open_store(database)) as store:
+    with closing(open_store(database, create=False)) as store:
         return find_record(store, decision_id)
 
 # %% ../../notebooks/30_serve/20_app.ipynb #f7c2b763
@@ -185,7 +187,7 @@ class App:
         "Lets a model decide from the next request on."
         scorer = decider.scorer
         self.metrics.info = {"contract": named(scorer.contract), "model": decider.model}
-        self.metrics.scores = Histogram(scorer.score_bounds) if hasattr(scorer, "score_bounds") else None
+        self.metrics.scores = Histogram(scorer.score_bounds)
         self.routes, self.decider = routes, decider
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:

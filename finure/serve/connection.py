@@ -38,7 +38,8 @@ class Connection(HttpToolsProtocol):
         "A caller came; its first request is awaited from now on."
         super().connection_made(transport)
         self.since: float | None = time.monotonic()
-        self.in_headers, self.header_bytes = True, 0
+        self.in_headers, self.header_bytes, self.bytes_now = True, 0, 0
+        self.untaken, self.waiting, self.untaken_since = 0, 0, self.since
         Connection.open.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -50,16 +51,24 @@ class Connection(HttpToolsProtocol):
         "Something arrived."
         if self.in_headers:
             self.header_bytes += len(data)
+        self.bytes_now = len(data)
         super().data_received(data)
-        if self.in_headers and self.header_bytes > MAX_HEADERS and not self.transport.is_closing():
-            detail = f"The headers are larger than {MAX_HEADERS:,} bytes."
-            self.transport.write(raw_problem(431, "headers-too-large", detail))
-            self.transport.close()
+        if self.in_headers and self.header_bytes > MAX_HEADERS:
+            self.refuse(431, "headers-too-large", f"The headers are larger than {MAX_HEADERS:,} bytes.")
 
     def send_400_response(self, msg: str) -> None:
         "What arrived is not HTTP."
-        self.transport.write(raw_problem(400, "bad-request", "What arrived is not a valid HTTP/1.1 request."))
-        self.transport.close()
+        self.refuse(400, "bad-request", "What arrived is not a valid HTTP/1.1 request.")
+
+    def refuse(self, status: int, kind: str, detail: str) -> None:
+        "Answers with a problem and closes, once."
+        if not self.transport.is_closing():
+            self.transport.write(raw_problem(status, kind, detail))
+            self.transport.close()
+
+    def _should_upgrade_to_ws(self) -> bool:
+        "There are no websockets here: a request for one is answered like any other."
+        return False
 
     def on_message_begin(self) -> None:
         "A request begins."
@@ -71,12 +80,24 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         "The headers are here."
         self.in_headers = False
+        if self.header_bytes + self.bytes_now > MAX_HEADERS:  # perhaps: part of it may be the body
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > MAX_HEADERS:
+                self.refuse(431, "headers-too-large", f"The headers are larger than {MAX_HEADERS:,} bytes.")
+                raise ValueError("headers too large")  # ends the parsing
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         "A request is here, whole."
         self.since = None
         super().on_message_complete()
+
+    def untaken_for(self, now: float) -> float:
+        "Seconds since half of what waits to be sent was taken, or more came to wait."
+        before, self.waiting = self.waiting, self.transport.get_write_buffer_size()
+        if not self.waiting or self.waiting > before or self.waiting <= self.untaken / 2:
+            self.untaken, self.untaken_since = self.waiting, now
+        return now - self.untaken_since
 
 # %% ../../notebooks/30_serve/25_connection.ipynb #f10d0e41
 async def sweep(
@@ -87,7 +108,8 @@ async def sweep(
         await asyncio.sleep(min(1.0, deadline))
         now = time.monotonic()
         for connection in list(Connection.open):
-            if connection.since is not None and now - connection.since > deadline + 1:
+            late = connection.since is not None and now - connection.since > deadline + 1
+            if late or connection.untaken_for(now) > deadline + 1:
                 connection.transport.abort()
 
 # %% ../../notebooks/30_serve/25_connection.ipynb #07bfec4f

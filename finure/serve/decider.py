@@ -18,7 +18,7 @@ from .. import __version__
 from ..audit.log import LogFailedError, now
 from ..audit.writer import DecisionLog, Entry, KeyConflictError
 from ..bundle import Decided, Scorer
-from ..contracts.contract import Contract
+from ..contracts.contract import Contract, to_plain
 from ..contracts.read import ApplicationReader, MalformedError, ViolationError
 from ..core import Settings
 from .answers import Answer, ProblemError, Request, flags
@@ -223,6 +223,7 @@ def introduce(
         "contract": named(contract),
         "finure": __version__,
         "features": list(contract.model_features()),
+        "columns": to_plain(contract)["columns"],
         "info": scorer.info,
     }
     entry = Entry("model", f"model-{secrets.token_hex(8)}", now(), encode(told), None, None)

@@ -9,12 +9,12 @@ __all__ = ['WATCH_SECONDS', 'serve_following']
 import os
 import signal
 import subprocess
-import time
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
 
-from ..core import FinureError, Settings
+from ..core import Settings
 from .pack import bento_environment, bento_folder, free_port, lay_out, serve_command
 from .swap import point
 
@@ -39,7 +39,8 @@ def serve_following(
         signal.signal(wanted, lambda number, _: process.send_signal(signal.SIGTERM))
     while process.poll() is None:
         version = _look(name, alias, version, pointer)
-        time.sleep(WATCH_SECONDS)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(WATCH_SECONDS)
     return process.returncode
 
 # %% ../../notebooks/30_serve/55_follow.ipynb #1f53ad11
@@ -57,6 +58,6 @@ def _look(
         if now != version:
             point(pointer, lay_out(bundle_of(name, now), name, now))
         return now
-    except FinureError as error:
+    except Exception as error:  # a registry that cannot be read ends nothing
         Console(stderr=True, soft_wrap=True).print(f"{error}", highlight=False, markup=False)
         return version

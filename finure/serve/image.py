@@ -91,9 +91,15 @@ def fetched_wheels(
 # %% ../../notebooks/30_serve/45_image.ipynb #814d81c7
 CONTENTS = """
 import importlib.metadata, json, pathlib, platform
+
+def about(d):
+    kinds = [c.split(" :: ")[-1] for c in d.metadata.get_all("Classifier", []) if c.startswith("License ::")]
+    named = kinds or d.metadata.get("License", "").splitlines()[:1]
+    return {"name": d.name, "version": d.version, "expression": d.metadata.get("License-Expression"), "licences": named}
+
 status, release = pathlib.Path("/var/lib/dpkg/status"), platform.freedesktop_os_release()
 print(json.dumps({
-    "python": [[d.name, d.version] for d in importlib.metadata.distributions() if "/app/" in str(d.locate_file(""))],
+    "python": [about(d) for d in importlib.metadata.distributions()],
     "system": [release.get("ID", ""), release.get("VERSION_ID", "")],
     "dpkg": status.read_text() if status.exists() else "",
 }))
@@ -105,7 +111,7 @@ def run_in(
     image: str,
     *command: str,
 ) -> str:  # what it printed
-    "Runs a command in a container of an image, without a network; raises FinureError with what it said if it fails."
+    "Runs a command in a container of an image; raises FinureError with what it said if it fails."
     if builder != "buildah":
         return _said(builder, "run", "--rm", "--network", "none", image, *command)
     container = _said(builder, "from", "--pull-never", image).strip()
@@ -130,11 +136,11 @@ def bill(
 ) -> dict:  # CycloneDX 1.6
     "The software bill of materials of an image."
     name, _, version = tag.partition(":")
-    bundle, known = bento_folder(tag) / "src" / "bundle", _declared()
+    bundle = bento_folder(tag) / "src" / "bundle"
     components = [
         _named("machine-learning-model", name, version, hashes=_sha(fingerprint(bundle))),
         _named("library", "finure", __version__, licenses=[{"license": {"id": "Apache-2.0"}}]),
-        *(_python(package, number, known, wheels) for package, number in sorted(contents["python"])),
+        *(_python(package, wheels) for package in sorted(contents["python"], key=lambda p: p["name"].lower())),
         *_debian(contents["dpkg"], *contents["system"]),
     ]
     about = {"component": _named("container", name, version)}
@@ -153,24 +159,18 @@ def _sha(checksum: str | None) -> list[dict]:
     "A SHA-256 as a bill has it."
     return [{"alg": "SHA-256", "content": checksum}] if checksum else []
 
-# %% ../../notebooks/30_serve/45_image.ipynb #fec2ceae
-def _declared() -> dict[str, dict]:  # by package
-    "What the packages of this environment declare."
-    command = [sys.executable, "-m", "cyclonedx_py", "environment", "--of", "JSON", "--sv", "1.6", sys.executable]
-    try:
-        found = json.loads(_said(*command))["components"]
-    except FinureError as error:
-        raise FinureError(f"{error}\nThe bill of an image needs cyclonedx-bom: install finure[dev].") from None
-    return {canonicalize_name(component["name"]): component for component in found}
-
-
-def _python(package: str, version: str, known: dict[str, dict], wheels: dict[str, str]) -> dict:
+# %% ../../notebooks/30_serve/45_image.ipynb #9cced80a
+def _python(
+    package: dict,  # name, version, expression, licences
+    wheels: dict[str, str],  # sha256 by package
+) -> dict:
     "A Python package of a bill."
-    key = canonicalize_name(package)
-    about = known.get(key, {})
-    same = about.get("version") == version
-    told = {field: about[field] for field in ("description", "licenses") if same and field in about}
-    return _named("library", key, version, purl=f"pkg:pypi/{key}@{version}", hashes=_sha(wheels.get(key))) | told
+    name, version = canonicalize_name(package["name"]), package["version"]
+    licences = [{"license": {"name": licence}} for licence in package["licences"] if licence]
+    if package["expression"]:
+        licences = [{"expression": package["expression"]}]
+    return _named("library", name, version, purl=f"pkg:pypi/{name}@{version}", hashes=_sha(wheels.get(name)),
+                  licenses=licences)  # fmt: skip
 
 # %% ../../notebooks/30_serve/45_image.ipynb #30d8878e
 def _debian(
@@ -201,8 +201,9 @@ def containerize(
             f"No image was built: none of {', '.join(BUILDERS)} is here and running. Start one, or give any builder "
             f"the context {bento_folder(tag)} with the Dockerfile {bento_folder(tag)}/env/docker/Dockerfile."
         )
+    health = () if builder == "docker" else ("format=docker",)  # the format that has a health check
     with fetched_wheels(tag) as wheels:
-        chosen = [argument for option in options for argument in ("--opt", option)]
+        chosen = [argument for option in (*health, *options) for argument in ("--opt", option)]
         run_bentoml("containerize", tag, "--backend", builder, "-t", tag, *chosen, cwd=tempfile.gettempdir())
     contents = json.loads(run_in(builder, tag, "python", "-c", CONTENTS).splitlines()[-1])
     path = Settings().home_dir() / "images" / f"{tag.replace(':', '-')}.sbom.json"

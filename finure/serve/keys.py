@@ -80,7 +80,7 @@ class Guard:
         keys: Iterable[Key] = (),
         rate: float = 0,  # requests a second for each key without a rate of its own; 0: no limit
     ):
-        self.rate = rate
+        self.rate, self.closed = rate, False
         self._buckets: dict[str, _Bucket] = {}
         self.renew(keys)
 
@@ -90,7 +90,7 @@ class Guard:
     ) -> None:
         "Takes over the keys that are valid now."
         keys = list(keys)
-        self.closed = bool(keys)  # also when the last one was revoked
+        self.closed = self.closed or bool(keys)  # once there was a key, for good: also when the last one was revoked
         self.keys = {key.id: key for key in keys if key.revoked is None}
 
     def admit(

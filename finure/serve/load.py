@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LATE', 'SHARES', 'BURST', 'PAUSE', 'Make', 'LIBC', 'percentiles', 'Report', 'Progress', 'drawn', 'Alarm',
-           'Connection', 'Target', 'target', 'Pool', 'Traffic', 'report', 'drive', 'load']
+           'Connection', 'Target', 'target', 'message', 'Pool', 'Traffic', 'report', 'drive', 'load']
 
 # %% ../../notebooks/30_serve/60_load.ipynb #925dfac8
 import asyncio
@@ -208,6 +208,16 @@ def target(
     head = f"POST {path} HTTP/1.1\r\nhost: {parts.netloc}\r\n".encode()
     return Target(parts.hostname, parts.port or 80, head)
 
+# %% ../../notebooks/30_serve/60_load.ipynb #19315f63
+def message(
+    head: bytes,  # of a target
+    body: bytes,
+    headers: Mapping[str, str],
+) -> bytes:
+    "A request as it is sent."
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    return b"%s%scontent-length: %d\r\n\r\n%s" % (head, lines.encode(), len(body), body)
+
 # %% ../../notebooks/30_serve/60_load.ipynb #f28f6ab0
 class Pool:
     "The connections of a run, and the requests that wait for a free one."
@@ -223,12 +233,6 @@ class Pool:
         self.connections, self.free, self.line = set(), [], deque()
         self.opening, self.reopened, self.closing = set(), 0, False
 
-    def message(self, number: int) -> bytes:
-        "A request as it is sent."
-        body, headers = self.make(number)
-        lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        return b"%s%scontent-length: %d\r\n\r\n%s" % (self.where.head, lines.encode(), len(body), body)
-
     async def open(self) -> None:
         "Makes a connection."
         await asyncio.get_running_loop().create_connection(lambda: Connection(self), self.where.host, self.where.port)
@@ -243,7 +247,7 @@ class Pool:
 
     def request(self, number: int) -> None:
         "Sends a request, or puts it in line."
-        waiting = (number, self.message(number))
+        waiting = number, message(self.where.head, *self.make(number))
         self.free.pop().send(*waiting) if self.free else self.line.append(waiting)
 
     def ready(self, connection: Connection) -> None:

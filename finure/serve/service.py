@@ -21,7 +21,7 @@ from .connection import sweep
 from .decider import introduce
 from .keys import Guard, Key, read_keys, renew_keys
 from .logs import tracer
-from .swap import follow, followed
+from .swap import follow, followed, written
 
 # %% ../../notebooks/30_serve/27_service.ipynb #0dba235d
 log = logging.getLogger("finure.serve")
@@ -44,6 +44,7 @@ def service(
 ) -> App:
     "The application of a bundle, with its decision log, keys and background work."
     settings = settings or Settings()
+    seen = written(settings.follow) if settings.follow else None  # before it is read: what comes later is followed
     bundle = bundle_to_serve(packed, settings)
     scorer, checksum, url = load_scorer(bundle), fingerprint(bundle), settings.database()
     guard = Guard(_keys(url), settings.rate_limit)
@@ -53,9 +54,9 @@ def service(
     else:
         introduce(decisions, scorer, checksum)
     app = App(scorer, checksum, decisions, guard, settings, rest, tracer(f"finure-{scorer.contract.contract}"))
-    app.background = [partial(sweep, settings.deadline), partial(renew_keys, guard, partial(_keys, url))]
+    app.background = [partial(sweep, settings.deadline), partial(renew_keys, guard, partial(_keys, url, create=False))]
     if settings.follow is not None:
-        app.background.append(partial(follow, app, settings.follow))
+        app.background.append(partial(follow, app, settings.follow, seen))
     if not guard.closed:
         log.warning("no API key yet, so only callers on this machine are answered; `finure keys create` makes one")
     facts = {"model": app.decider.model, "bundle": checksum, "from": str(Path(__file__).parents[1])}
@@ -65,7 +66,8 @@ def service(
 # %% ../../notebooks/30_serve/27_service.ipynb #ec65b1a5
 def _keys(
     url: str,  # of the database
+    create: bool = True,  # make it where there is none
 ) -> list[Key]:
     "The keys that are kept now."
-    with closing(open_store(url)) as store:
+    with closing(open_store(url, create)) as store:
         return read_keys(store)
