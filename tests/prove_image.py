@@ -11,7 +11,6 @@ import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -198,12 +197,17 @@ def answers(address: str) -> bool:
 
 
 def stop(process: subprocess.Popen) -> None:
-    "SIGTERM to the container, and to what started it."
-    os.killpg(process.pid, signal.SIGTERM)
+    "SIGTERM to the service, the first process in the container; what does not end is killed."
+    import psutil
+
+    inside = [p for p in psutil.Process(process.pid).children(recursive=True) if "buildah" not in p.cmdline()[0]]
+    if inside:
+        inside[0].terminate()
     try:
         process.wait(30)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        for left in [*inside, process]:
+            left.kill()
 
 
 def decide(address: str, tag: str) -> dict:

@@ -260,7 +260,7 @@ def test_the_watcher_ends_with_its_service_and_survives_the_registry(tmp_path, m
     monkeypatch.setattr(follow_module, "_look", look)
     monkeypatch.setattr(follow_module, "WATCH_SECONDS", 0.05)
     monkeypatch.setattr(follow_module.signal, "signal", lambda *_: None)
-    told = "import os, sys, time; time.sleep(1.5); sys.exit(0 if os.environ['FINURE_FOLLOW'].endswith('t@champion') else 9)"
+    told = "import os, time; time.sleep(1.5); assert os.environ['FINURE_FOLLOW'].endswith('t@champion')"
     monkeypatch.setattr(follow_module, "serve_command", lambda *_: [sys.executable, "-c", told])
     (follow_module.bento_folder("t:1") / "src").mkdir(parents=True)
     started = time.monotonic()

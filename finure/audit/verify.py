@@ -7,6 +7,8 @@ __all__ = ['Finding', 'write_anchors', 'read_anchors', 'verify']
 
 # %% ../../notebooks/31_audit/20_verify.ipynb #abfd8952
 import json
+import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
@@ -181,10 +183,11 @@ class _Told:
 
     def missing_bodies(self) -> Iterator[Finding]:
         "Bodies that are gone without a purge record."
+        ranges = {chain: sorted(spans) for chain, spans in self.purged.items()}
         for chain, first, last, id in self.gone:
-            ranges = self.purged.get(chain, ())
             for seq in range(first, last + 1):
-                if not any(a <= seq <= b for a, b in ranges):
+                at = bisect_right(ranges.get(chain, ()), (seq, math.inf)) - 1
+                if at < 0 or seq > ranges[chain][at][1]:
                     why = f"record {seq} was changed: its body is gone and no purge record says so"
                     yield Finding("changed", chain, seq, id if seq == first else "", why)
 

@@ -7,7 +7,6 @@ __all__ = ['SUMMANDS', 'OWN_VALUES', 'LATE', 'REMEMBER', 'Transaction', 'transac
            'Online']
 
 # %% ../../notebooks/fraud/22_online.ipynb #247436bd
-from array import array
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -72,7 +71,10 @@ class Timeline:
         self,
         kinds: Sequence[str],  # the running sums to keep
     ):
-        self.times, self.ids, self.cents, self.others = array("q"), array("q"), array("q"), array("q")
+        self.times: list[int] = []
+        self.ids: list[int] = []
+        self.cents: list[int] = []
+        self.others: list[int] = []
         self.sums = {kind: [0] for kind in kinds}
         self.known: list[tuple[int, int, int]] = []  # frauds: event time, known time, transaction id; in order
         self.now = 0  # the time that frauds and gaps are counted at
@@ -133,17 +135,17 @@ class Timeline:
 
     def fill(
         self,
-        columns: Sequence[array],  # times, ids, cents, others
+        columns: Sequence[list[int]],  # times, ids, cents, others
     ) -> "Timeline":
         "Takes all events at once, in any order."
         self.times, self.ids, self.cents, self.others = columns
         order = sorted(range(len(self.times)), key=lambda i: (self.times[i], self.ids[i]))
         if order != list(range(len(order))):
-            self.times, self.ids, self.cents, self.others = (array("q", [c[i] for i in order]) for c in columns)
+            self.times, self.ids, self.cents, self.others = ([c[i] for i in order] for c in columns)
         self.sum()
         return self
 
-    def columns(self) -> tuple[array, ...]:
+    def columns(self) -> tuple[list[int], ...]:
         "The columns of the events."
         return self.times, self.ids, self.cents, self.others
 
@@ -162,7 +164,7 @@ class Timeline:
 
     def top(self, a: int, b: int, statistic: Statistic) -> int:
         "Largest amount in cents; -1 where there is none."
-        return max(self.cents[a:b], default=-1)
+        return max(self.cents[a:b]) if b > a else -1
 
     def gap(self, a: int, b: int, statistic: Statistic) -> int:
         "Seconds since the event before, at most the window."

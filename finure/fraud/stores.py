@@ -122,7 +122,7 @@ def _pack(
     line: Timeline,
 ) -> tuple[bytes, bytes]:
     "The events and known frauds of a timeline; its sums follow from them."
-    events = b"".join(column.tobytes() for column in line.columns())
+    events = b"".join(array("q", column).tobytes() for column in line.columns())
     return events, array("q", [number for fraud in line.known for number in fraud]).tobytes()
 
 
@@ -131,7 +131,7 @@ def _unpack(
     packed: tuple[bytes, bytes],
 ) -> Timeline:
     "A timeline from its bytes."
-    events, frauds = (array("q", data) for data in packed)
+    events, frauds = (array("q", data).tolist() for data in packed)
     n = len(events) // 4
     line.known = list(zip(frauds[0::3], frauds[1::3], frauds[2::3], strict=True))
     return line.fill([events[i * n : (i + 1) * n] for i in range(4)])
@@ -300,7 +300,7 @@ def _replay(
             if label > 0:
                 line.learn(key, time, label)
         rows = array("q", [n for i in range(0, len(rows), 5) if not rows[i + 4] for n in rows[i : i + 5]])
-    return line.fill([rows[column::5] for column in range(4)])
+    return line.fill([rows[column::5].tolist() for column in range(4)])
 
 # %% ../../notebooks/fraud/24_stores.ipynb #0cf75e15
 class RedisStore:

@@ -238,7 +238,7 @@ class Batches:
         for (row, application), one in zip(good, decided, strict=True):
             decision_id = decider.numbers.next()
             answers.append(encode({"decision_id": decision_id} | decider.told(application, one.answer)))
-            key = b"%s#%d" % (request.key, row) if request.key is not None else None
+            key = b"%s %d" % (request.key, row) if request.key is not None else None
             entries.append(decider.entry(request, decision_id, one.trace, rows[row - start], answers[-1], key))
         if decider.log is not None:
             stored = await asyncio.gather(*[on_disk(decider.log.submit(entry)) for entry in entries])

@@ -202,9 +202,8 @@ async def on_disk(
     "Waits until a record is on disk; raises ProblemError if it will not be."
     try:
         return await submitted
-    except KeyConflictError:
-        detail = "This Idempotency-Key (or request id) came before with another request. Use a new one."
-        raise ProblemError(409, "idempotency-conflict", detail) from None
+    except KeyConflictError as error:
+        raise ProblemError(409, "idempotency-conflict", str(error)) from None
     except LogFailedError:
         detail = "The decision log cannot be written, so nothing is decided; try again."
         raise ProblemError(503, "log-unavailable", detail, RETRY) from None

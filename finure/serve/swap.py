@@ -91,7 +91,7 @@ def made_ready(
         raise FinureError(f"it decides under contract `{scorer.contract.contract}`, not `{before.contract}`")
     requests = []
     if app.log is not None:
-        with closing(open_store(app.settings.database())) as store:
+        with closing(open_store(app.settings.database(), create=False)) as store:
             requests = recent_requests(store, named(scorer.contract))
     n = tried(scorer, requests)
     log.info("a new model was tried", extra={"facts": {"bundle": str(bundle), "requests": n}})
