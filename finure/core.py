@@ -117,11 +117,12 @@ TELEMETRY_OFF = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "BENTOML_DO_NOT_TRACK": "True",
     "DO_NOT_TRACK": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
 }
 
 # %% ../notebooks/00_core.ipynb #6aa631bf
 def telemetry_off() -> None:
-    "Switches the usage statistics of mlflow, bentoml and evidently off, for this process and its children."
+    "Switches the usage statistics of mlflow, bentoml, evidently and onnxruntime off, here and in child processes."
     os.environ.update(TELEMETRY_OFF)
 
 # %% ../notebooks/00_core.ipynb #fe119937

@@ -73,9 +73,7 @@ def bench_replay(table, rich):
             place, block = place + len(block), []
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     n = len(table.time)
-    print(
-        f"replay of {n:,} rows: {n / wall:,.0f} events/s, {n / cpu:,.0f} per second of CPU; {different} values differ"
-    )
+    print(f"replay of {n:,} rows: {n / wall:,.0f} events/s, {n / cpu:,.0f} a second of CPU; {different} values differ")
     with tempfile.TemporaryDirectory() as folder:
         store = LocalStore(folder)
         store.online = online

@@ -20,6 +20,7 @@ import json
 from finure.bundle import Decided
 from finure.contracts.contract import parse
 
+TITLES = {"contract": "test", "version": "1", "title": "Test loans"}
 REASONS = {"size": {"category": "OTHER", "text": "Amount too large"}}
 COLUMNS = {
     "ref": {"type": "text", "role": "id"},
@@ -44,9 +45,7 @@ class Scorer:
         facts = json.loads((bundle / "model.json").read_text()) if bundle else {"version": "7"}
         self.fault = facts.get("fault")
         name = "other" if self.fault == "contract" else "test"
-        self.contract = parse(
-            {"contract": name, "version": "1", "title": "Test loans", "reasons": REASONS, "columns": COLUMNS}
-        )
+        self.contract = parse(TITLES | {"contract": name, "reasons": REASONS, "columns": COLUMNS})
         self.info = {"name": "finure-test", "version": facts["version"], "metrics": {"auc": 0.7}}
         self.most = json.loads((bundle / "weights.json").read_text())["most"] if bundle else 10_000
 
@@ -157,6 +156,23 @@ def _wait_until_ready(process, port, log):
             return
         time.sleep(0.05)
     raise AssertionError(log.read_text())
+
+
+async def killable(scope, receive, send):
+    "The service for the test that kills it: a text sent to /decide is the reference of an application."
+    if scope["type"] == "lifespan":
+        from finure.core import Settings
+        from finure.serve.service import service
+
+        killable.app = service(Settings().bundle)
+        return await killable.app(scope, receive, send)
+
+    async def application():
+        return {"type": "http.request", "body": body(ref=(await receive())["body"].decode())}
+
+    key = dict(scope["headers"])[b"idempotency-key"].replace(b" ", b"-")
+    scope = scope | {"path": PREDICT, "headers": [(b"content-type", b"application/json"), (b"idempotency-key", key)]}
+    await killable.app(scope, application, send)
 
 
 def main(served: str, port: str) -> None:

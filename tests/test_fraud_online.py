@@ -118,7 +118,7 @@ def test_memory_is_bounded():
     online = Online(remember=100)
     for day in range(400):
         online.observe(transaction(day, day * DAY, 1, 7, 10.0))
-    assert len(online.seen) == len(online.order) == 100
+    assert len(online.memory.seen) == len(online.memory.order) == 100
     assert len(online.customers[1].times) < 45
     with pytest.raises(FinureError, match="transaction_id 5 is not among the last 100 transactions"):
         online.feedback(5, True, 0)
@@ -167,7 +167,7 @@ def test_a_crash_between_the_steps_of_a_snapshot(tmp_path, monkeypatch):
             patch.setattr(broken, lambda *_: (_ for _ in ()).throw(OSError("killed here")))
             store.snapshot()
         store = reopened(store, tmp_path)
-        assert list(store.online.order) == [event.id for event in first]
+        assert list(store.online.memory.order) == [event.id for event in first]
     rows = [store.observe(event) for event in events(table)]
     assert_equal(rows, table._replace(frauds=table.frauds[:0], known=table.known[:0]))
 
@@ -227,8 +227,8 @@ def test_kill_9_loses_nothing_and_counts_nothing_twice(tmp_path):
         sure = max([sure, start, *(int(line) for line in worker.stdout.read().split("\n")[:-1])])
         worker.wait()
         store = LocalStore(tmp_path)
-        there = set(store.online.order)
-        assert len(there) == len(store.online.order)
+        there = set(store.online.memory.order)
+        assert len(there) == len(store.online.memory.order)
         assert there >= {key for _, is_event, key, _ in todo[: sure + 1] if is_event}
         os.close(store.lock)
     assert sure > 100

@@ -1,4 +1,4 @@
-"""A hundred thousand bodies that are almost right: each gets the answer it deserves; no value comes back or is logged"""
+"""A hundred thousand bodies that are almost right: each gets the answer it deserves; no value comes back"""
 
 import asyncio
 import json
@@ -18,27 +18,27 @@ MARK, NUMBER = "Zzmarker", 31_337  # values of applicants: never to be seen agai
 SEED = VALID | {"story": f"{MARK} of a kitchen", "amount": NUMBER, "income": 31_337.25}
 SEED.pop("ref")  # the caller's own reference does come back
 BODY = json.dumps(SEED).encode()
-# fmt: off
 TOKENS = [
-    b"1e400", b"-1e400", b"1e39", b"NaN", b"Infinity", b"-Infinity", b"-0", b"-0.0", b"0", b"00", b"0x10", b"1_000", b"+1",
-    b".5", b"5.", b"1e5", b"9" * 25, b"9" * 400, b"1" + b"0" * 308, b"1e-400", b"9007199254740993", b"31337.0", b"3e4",
-    b"18446744073709551616", b"-9", b"2", b"2.0", b"true", b"false", b"null", b'""', b'"OWN"', b'"own"', b'"30000"', b"True",
-    b'"2024-02-30"', b'"2024-01-01"', b'"0000-01-01"', b'"9999-12-31"', b'"2024-01-01T00:00:00Z"', b'"1989-12-31"',
-    b'"\\u0000"', b'"\\ud800"', b'"\\ud83d\\ude00"', b'"\xff"', b'"\xc0\x80"', b'"\xed\xa0\x80"', b'"\xe2\x82"', b'"\n"',
-    b"[]", b"{}", b"[1]", b'{"a": 1}', b"[" * 100 + b"]" * 100, b"[" * 2000 + b"]" * 2000, b'{"a":' * 1200 + b"1" + b"}" * 1200,
-    b'"' + b"x" * 4000 + b'"', b'"' + b"x" * 4001 + b'"', b"", b" ", b"/**/1", b"'x'", b"undefined", b"1 1", b"\xef\xbb\xbf1",
-]
+    b"1e400", b"-1e400", b"1e39", b"NaN", b"Infinity", b"-Infinity", b"-0", b"-0.0", b"0", b"00", b"0x10", b"1_000",
+    b"+1", b".5", b"5.", b"1e5", b"9" * 25, b"9" * 400, b"1" + b"0" * 308, b"1e-400", b"9007199254740993", b"31337.0",
+    b"3e4", b"18446744073709551616", b"-9", b"2", b"2.0", b"true", b"false", b"null", b"True", b"undefined", b"'x'",
+    b'""', b'"OWN"', b'"own"', b'"30000"', b'"2024-02-30"', b'"2024-01-01"', b'"0000-01-01"', b'"9999-12-31"',
+    b'"2024-01-01T00:00:00Z"', b'"1989-12-31"', b'"\\u0000"', b'"\\ud800"', b'"\\ud83d\\ude00"', b'"\xff"',
+    b'"\xc0\x80"', b'"\xed\xa0\x80"', b'"\xe2\x82"', b'"\n"', b"\xef\xbb\xbf1", b"", b" ", b"/**/1", b"1 1",
+    b"[]", b"{}", b"[1]", b'{"a": 1}', b"[" * 100 + b"]" * 100, b"[" * 2000 + b"]" * 2000,
+    b'{"a":' * 1200 + b"1" + b"}" * 1200, b'"' + b"x" * 4000 + b'"', b'"' + b"x" * 4001 + b'"',
+]  # fmt: skip
 NAMES = [json.dumps(name).encode() for name in (*SEED, "sex", "x", "", "AMOUNT", "amount ", "__proto__", "\u0430mount")]
 PAIRS = [(json.dumps(name).encode(), json.dumps(value).encode()) for name, value in SEED.items()]
 KINDS = [
     b"", b"text/plain", b"application/jsonx", b"application/json; charset=latin-1", b"multipart/form-data; boundary=x",
-    b"application/json; charset=utf-8", b"APPLICATION/JSON", b"application/json;", b"\xff\xfe", b"application/x-ndjson2",
-]
+    b"application/json; charset=utf-8", b"APPLICATION/JSON", b"application/json;", b"\xff\xfe", b"application/xml",
+]  # fmt: skip
 ODD = [
     (b"content-encoding", b"gzip"), (b"content-length", b"1e3"), (b"content-length", b"9" * 40), (b"expect", b"x"),
-    (b"idempotency-key", b"\xff"), (b"idempotency-key", b"a b"), (b"x-request-id", b"\r\nx: y"), (b"accept", b"text/html"),
+    (b"idempotency-key", b"\xff"), (b"idempotency-key", b"a b"), (b"x-request-id", b"\r\nx: y"), (b"accept", b"a/b"),
     (b"authorization", b"Bearer \xff_\xfe_"), (b"x-request-id", MARK.encode() * 20), (b"traceparent", b"00-zz-0-1"),
-]
+]  # fmt: skip
 EXPECTED = {PREDICT: {200, 400, 413, 415, 422}, SIMULATE: {200, 400, 413, 415, 422}, BATCH: {200, 400, 413, 415, 422}}
 CONTRACT = MODULE.load().contract
 JSON = (b"content-type", b"application/json")

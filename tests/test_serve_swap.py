@@ -4,16 +4,19 @@ import asyncio
 import json
 import logging
 import shutil
+import sys
 import time
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 from serving import MODULE, PREDICT, ask, body, bundle
 
 from finure.audit.log import open_store, read_records
 from finure.audit.verify import verify
-from finure.core import Settings
+from finure.core import FinureError, Settings
 from finure.serve import follow as follow_module
 from finure.serve import swap
 from finure.serve.service import service
@@ -215,11 +218,6 @@ def test_no_model_takes_over_while_the_log_is_down(tmp_path):
 
 
 def test_the_pointer_follows_an_alias(tmp_path, monkeypatch, capsys):
-    import sys
-    from types import SimpleNamespace
-
-    from finure.core import FinureError
-
     monkeypatch.setenv("FINURE_HOME", str(tmp_path / "home"))
     bundles = {version: bundle(tmp_path / version, "0", most=1000 * int(version)) for version in "12"}
     champion, failing = ["1"], []
@@ -245,6 +243,36 @@ def test_the_pointer_follows_an_alias(tmp_path, monkeypatch, capsys):
     failing.clear()
     champion[0] = "1"
     assert look("2") == "1" and swap.followed(pointer) != named
+
+
+def test_a_service_follows_an_alias_of_the_registry(tmp_path, monkeypatch):
+    monkeypatch.setenv("FINURE_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    from finure.registry import client, register
+
+    contract = MODULE.TITLES | {"reasons": MODULE.REASONS, "columns": MODULE.COLUMNS}
+    for n in (1, 2):
+        folder = bundle(tmp_path / f"trained{n}", "0", most=10_000 * n)
+        (folder / "contract.yaml").write_text(yaml.safe_dump(contract, sort_keys=False))
+        register(folder, "finure-test", {"n": n}, {"auc": 0.7}, {"run": f"r{n}"})
+    alias = lambda version: client().set_registered_model_alias("finure-test", "champion", version)
+    look = lambda version: follow_module._look("finure-test", "champion", version, tmp_path / "pointer")
+    alias("1")
+    assert look("none") == "1"
+
+    async def story():
+        app = service(tmp_path / "none", settings=Settings(home=tmp_path, follow=tmp_path / "pointer"))
+        task = asyncio.create_task(app.background[-1]())
+        answers = [await asked(app, 15_000)]
+        alias("2")
+        assert look("1") == "2"
+        await until(lambda: app.metrics.swaps)
+        answers.append(await asked(app, 15_000))
+        task.cancel()
+        app.log.close()
+        return [(answer["model"], answer["decision"]) for answer in answers]
+
+    assert asyncio.run(story()) == [("finure-test:1", "decline"), ("finure-test:2", "approve")]
 
 
 def test_the_watcher_ends_with_its_service_and_survives_the_registry(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HOUR', 'DAY', 'NOW', 'EARLIER', 'LARGEST', 'COSINES', 'SINES', 'OWN', 'MEASURES', 'HANDBOOK', 'RICH', 'ENTITIES',
            'WHOLE', 'BLOCK', 'Feature', 'Statistic', 'as_number', 'Measure', 'needs', 'describe', 'Plan', 'Table',
-           'table', 'Side', 'Whole', 'batch']
+           'table', 'Side', 'Cuts', 'Whole', 'batch']
 
 # %% ../../notebooks/fraud/20_features.ipynb #28367069
 import math
@@ -334,6 +334,21 @@ class Side:
         self.rank = np.empty(len(self.order), np.int32)
         self.rank[self.order] = np.arange(len(self.order), dtype=np.int32)
 
+    def cut(
+        self,
+        rows: slice,  # in this side's order
+        stop: int,  # NOW, EARLIER, or seconds before now
+    ) -> np.ndarray:  # for each of the rows, how many rows of the side lie before the cut
+        "Where the windows of some rows begin or end."
+        if stop in (NOW, EARLIER):
+            return np.arange(rows.start, rows.stop) + (stop == NOW)
+        first = np.searchsorted(self.key, self.key[rows.start] - stop, side="right")
+        return first + np.searchsorted(self.key[first : rows.stop], self.key[rows] - stop, side="right")
+
+# %% ../../notebooks/fraud/20_features.ipynb #fbb21d12
+class Cuts(Side):
+    "A side with the statistics that are read between two cuts."
+
     def prepare(
         self,
         kinds: set[str],  # of statistics
@@ -350,17 +365,6 @@ class Side:
             longest = np.max(np.arange(1, len(self.key) + 1) - self.cut(slice(0, len(self.key)), self.reach))
             for step in (1 << level for level in range(int(longest).bit_length() - 1)):
                 self.runs.append(np.maximum(self.runs[-1][:-step], self.runs[-1][step:]))
-
-    def cut(
-        self,
-        rows: slice,  # in this side's order
-        stop: int,  # NOW, EARLIER, or seconds before now
-    ) -> np.ndarray:  # for each of the rows, how many rows of the side lie before the cut
-        "Where the windows of some rows begin or end."
-        if stop in (NOW, EARLIER):
-            return np.arange(rows.start, rows.stop) + (stop == NOW)
-        first = np.searchsorted(self.key, self.key[rows.start] - stop, side="right")
-        return first + np.searchsorted(self.key[first : rows.stop], self.key[rows] - stop, side="right")
 
     def count(self, a: np.ndarray, b: np.ndarray, statistic: Statistic) -> np.ndarray:
         "How many events."
@@ -382,7 +386,7 @@ class Side:
         return best
 
 # %% ../../notebooks/fraud/20_features.ipynb #23f5c2cf
-class Whole(Side):
+class Whole(Cuts):
     "A side with the statistics that are computed for all rows at once."
 
     def gap(self, statistic: Statistic) -> np.ndarray:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BODY', 'CHECK', 'RECORD', 'EVENT', 'LABEL', 'ROW', 'SEEN_SECONDS', 'OBSERVE', 'FEEDBACK', 'Store', 'read_journal',
-           'Journal', 'Snapshot', 'LocalStore', 'RedisStore']
+           'Journal', 'Snapshot', 'save', 'load', 'recover', 'LocalStore', 'RedisStore']
 
 # %% ../../notebooks/fraud/24_stores.ipynb #58b9cd7a
 import fcntl
@@ -134,9 +134,81 @@ def _unpack(
     events, frauds = (array("q", data).tolist() for data in packed)
     n = len(events) // 4
     line.known = list(zip(frauds[0::3], frauds[1::3], frauds[2::3], strict=True))
-    return line.fill([events[i * n : (i + 1) * n] for i in range(4)])
+    line.fill([events[i * n : (i + 1) * n] for i in range(4)])
+    return line
 
-# %% ../../notebooks/fraud/24_stores.ipynb #8bbcd345
+# %% ../../notebooks/fraud/24_stores.ipynb #339d9513
+def _path(
+    folder: Path,
+    segment: int,
+) -> Path:
+    "The file of a journal segment."
+    return folder / f"journal-{segment:08d}"
+
+
+def _segments(
+    folder: Path,
+) -> list[int]:
+    "The numbers of the segments that are there."
+    return sorted(int(path.name.split("-")[1]) for path in folder.glob("journal-*"))
+
+# %% ../../notebooks/fraud/24_stores.ipynb #547a41d8
+def save(
+    folder: Path,
+    online: Online,
+    segment: int,  # the first journal segment that is not in the state
+) -> None:
+    "Writes the whole state, then deletes the segments before it."
+    lines = [{key: _pack(line) for key, line in side.items()} for side in (online.customers, online.terminals)]
+    seen = [(key, online.memory.seen[key]) for key in online.memory.order]
+    state = Snapshot(list(online.names), segment, *lines, seen)
+    write_atomic(folder / "snapshot", msgspec.msgpack.encode(state))
+    _sync_folder(folder)
+    for old in _segments(folder):
+        if old < segment:
+            _path(folder, old).unlink()
+
+
+def load(
+    folder: Path,
+    online: Online,  # an empty one
+) -> int:  # the first segment after the snapshot
+    "Reads the snapshot, if there is one."
+    path = folder / "snapshot"
+    if not path.exists():
+        return 1
+    state = msgspec.msgpack.decode(path.read_bytes(), type=Snapshot)
+    if state.features != list(online.names):
+        raise FinureError(f"{path}: written for other features; replay the history into a new folder.")
+    for key, packed in state.customers.items():
+        online.customers[key] = _unpack(online.reader.timeline("customer"), packed)
+    for key, packed in state.terminals.items():
+        online.terminals[key] = _unpack(online.reader.timeline("terminal"), packed)
+    for key, seen in state.seen:
+        online.memory.put(key, seen)
+    return state.segment
+
+# %% ../../notebooks/fraud/24_stores.ipynb #8f507169
+def recover(
+    folder: Path,
+    online: Online,  # an empty one
+) -> tuple[int, int]:  # the newest segment and its sound records
+    "Reads the snapshot and the journal after it."
+    first = load(folder, online)
+    segments = [segment for segment in _segments(folder) if segment >= first] or [first]
+    for segment in segments:
+        path = _path(folder, segment)
+        records = read_journal(path) if path.exists() else []
+        if segment != segments[-1] and len(records) * RECORD != path.stat().st_size:
+            raise FinureError(f"{path}: damaged; restore it from a backup, or remove the folder to begin anew.")
+        for kind, *numbers in records:
+            if kind == EVENT:
+                online.observe(Transaction(*numbers))
+            else:
+                online.feedback(numbers[0], bool(numbers[1]), numbers[2])
+    return segments[-1], len(records)
+
+# %% ../../notebooks/fraud/24_stores.ipynb #9ac6bb91
 class LocalStore:
     "The state in this process, with a journal and a snapshot in a folder of its own."
 
@@ -158,11 +230,12 @@ class LocalStore:
             ) from None
         self.online = Online(features, remember)
         self.names = self.online.names
-        self._recover()
+        self.segment, records = recover(self.folder, self.online)
+        self.journal = Journal(_path(self.folder, self.segment), records)
 
     def observe(self, event: Transaction) -> tuple[float, ...]:
         "Adds an event and gives its features; one that is there already gets what it got before."
-        new = event.id not in self.online.seen
+        new = event.id not in self.online.memory.seen
         row = self.online.observe(event)
         if new:
             self.journal.append(EVENT, *event)
@@ -179,69 +252,17 @@ class LocalStore:
         "Brings everything so far to disk."
         self.journal.sync()
 
+    def snapshot(self) -> None:
+        "Writes the whole state, so that the journal before it is no longer needed; nothing may be observed meanwhile."
+        self.journal.close()
+        self.segment += 1
+        self.journal = Journal(_path(self.folder, self.segment))
+        save(self.folder, self.online, self.segment)
+
     def close(self) -> None:
         "Syncs, and lets another process have the folder."
         self.journal.close()
         os.close(self.lock)
-
-    def snapshot(self) -> None:
-        "Writes the whole state, so that the journal before it is no longer needed; nothing may be observed meanwhile."
-        online, segment = self.online, self.segment + 1
-        self.journal.close()
-        self.journal, self.segment = Journal(self._path(segment)), segment
-        lines = [{key: _pack(line) for key, line in side.items()} for side in (online.customers, online.terminals)]
-        seen = [(key, online.seen[key]) for key in online.order]
-        state = Snapshot(list(self.names), segment, *lines, seen)
-        write_atomic(self.folder / "snapshot", msgspec.msgpack.encode(state))
-        _sync_folder(self.folder)
-        for old in self._segments():
-            if old < segment:
-                self._path(old).unlink()
-
-    def _path(self, segment: int) -> Path:
-        "The file of a journal segment."
-        return self.folder / f"journal-{segment:08d}"
-
-    def _segments(self) -> list[int]:
-        "The numbers of the segments that are there."
-        return sorted(int(path.name.split("-")[1]) for path in self.folder.glob("journal-*"))
-
-    def _recover(self) -> None:
-        "Reads the snapshot and the journal after it."
-        first = self._load()
-        segments = [segment for segment in self._segments() if segment >= first] or [first]
-        for self.segment in segments:
-            path = self._path(self.segment)
-            records = read_journal(path) if path.exists() else []
-            if self.segment != segments[-1] and len(records) * RECORD != path.stat().st_size:
-                raise FinureError(f"{path}: damaged; restore it from a backup, or remove the folder to begin anew.")
-            for kind, *numbers in records:
-                self._apply(kind, numbers)
-        self.journal = Journal(path, len(records))
-
-    def _apply(self, kind: int, numbers: list[int]) -> None:
-        "Takes one record of the journal into the state."
-        if kind == EVENT:
-            self.online.observe(Transaction(*numbers))
-        else:
-            self.online.feedback(numbers[0], bool(numbers[1]), numbers[2])
-
-    def _load(self) -> int:  # the first segment after the snapshot
-        "Reads the snapshot, if there is one."
-        path = self.folder / "snapshot"
-        if not path.exists():
-            return 1
-        state, online = msgspec.msgpack.decode(path.read_bytes(), type=Snapshot), self.online
-        if state.features != list(self.names):
-            raise FinureError(f"{path}: written for other features; replay the history into a new folder.")
-        for entity, lines, packed in (
-            ("customer", online.customers, state.customers),
-            ("terminal", online.terminals, state.terminals),
-        ):
-            lines.update((key, _unpack(online.reader.timeline(entity), data)) for key, data in packed.items())
-        for key, seen in state.seen:
-            online.remember_answer(key, seen)
-        return state.segment
 
 # %% ../../notebooks/fraud/24_stores.ipynb #accc03e0
 ROW = Struct("<5q")  # time, id, cents, other, label: 0 an event, above 0 a fraud known then, -1 taken back
@@ -300,7 +321,8 @@ def _replay(
             if label > 0:
                 line.learn(key, time, label)
         rows = array("q", [n for i in range(0, len(rows), 5) if not rows[i + 4] for n in rows[i : i + 5]])
-    return line.fill([rows[column::5].tolist() for column in range(4)])
+    line.fill([rows[column::5].tolist() for column in range(4)])
+    return line
 
 # %% ../../notebooks/fraud/24_stores.ipynb #0cf75e15
 class RedisStore:

@@ -8,7 +8,7 @@ __all__ = ['FastService']
 # %% ../../notebooks/30_serve/30_bento.ipynb #dd4f152e
 import bentoml
 
-from ..core import Settings
+from ..core import Settings, telemetry_off
 from .app import CANNOT_START, App, log
 from .connection import use_connections
 from .logs import log_to_stderr
@@ -23,6 +23,7 @@ class FastService(bentoml.Service):
         is_main: bool = True,
     ) -> App:
         "The application that BentoML's server runs."
+        telemetry_off()
         settings = Settings()
         log_to_stderr(settings.log_level)
         use_connections()

@@ -1,0 +1,136 @@
+"""The README, command by command, in a fresh copy of the checkout, and what must be true after it"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+import urllib.request
+
+import pytest
+from checkouts import ROOT, checkout, environment, reached, shell
+
+from finure.pipeline import ask
+from finure.run.records import all_runs
+
+__all__ = ["checkout"]  # a fixture
+COMMANDS = [
+    line.partition("#")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for line in block.splitlines()
+]
+
+
+def test_the_readme_has_the_commands_that_are_tested():
+    started = {c for c in COMMANDS if c}
+    known = {c for group in (RUN, STARTED, ASKED, ELSEWHERE) for c in group}
+    assert started == known
+
+
+ELSEWHERE = {"make test", "FINURE_DATA=/data/credit make run"}  # this run; `real` below
+RUN = [
+    "make run", "make sync", ".venv/bin/finure run credit/40_train -p candidate=scorecard",
+    ".venv/bin/finure contract draft loans.csv --target defaulted",
+    ".venv/bin/finure contract check loans loans.csv --out runs",
+    ".venv/bin/finure pipeline -f params/loans.yaml",
+    ".venv/bin/finure doctor", "make train-credit", "make report-credit",
+    ".venv/bin/finure contract show simulated_bank", ".venv/bin/finure registry ls",
+]  # fmt: skip
+STARTED = ["make lab", "make serve-credit"]
+ASKED = [
+    "curl -s localhost:3000/api/v1/model",
+    "curl -s localhost:3000/api/v1/predict -H 'content-type: application/json' -d @application.json",
+]
+
+
+@pytest.mark.parametrize("command", RUN)
+def test_command_of_the_readme(command, checkout):
+    done = shell(command, checkout)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_lab_starts(checkout):
+    log = checkout / "lab.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            ["make", "lab"],
+            cwd=checkout,
+            env=environment(checkout),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        until = time.monotonic() + 90
+        while not (found := re.search(r"http://localhost:\d+/lab\?token=\w+", log.read_text())):
+            assert time.monotonic() < until and process.poll() is None, log.read_text()[-2000:]
+            time.sleep(0.5)
+        assert b"JupyterLab" in urllib.request.urlopen(found[0], timeout=30).read()
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_serve_and_ask_with_curl(checkout):
+    process = subprocess.Popen(
+        ["make", "serve-credit"], cwd=checkout, env=environment(checkout), stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        reached("http://localhost:3000/readyz", process)
+        document = ask("http://localhost:3000", "/openapi.json")
+        media = document["paths"]["/api/v1/predict"]["post"]["requestBody"]["content"]["application/json"]
+        example = media.get("example") or document["components"]["schemas"]["Application"]["examples"][0]
+        (checkout / "application.json").write_text(json.dumps(example))
+        answers = [json.loads(shell(command, checkout).stdout) for command in ASKED]
+        assert answers[0]["contract"]["name"] == "simulated_bank"
+        assert answers[1]["decision"] in ("approve", "refer", "decline") and 300 <= answers[1]["score"] <= 850
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def test_a_job_runs_in_jupyter_and_leaves_nothing_beside_it(checkout, tmp_path):
+    folder = checkout / "notebooks" / "credit"
+    before, listed = sorted(folder.iterdir()), shell(".venv/bin/finure registry ls", checkout).stdout
+    notebook = "notebooks/credit/40_train.ipynb"
+    done = shell(f".venv/bin/jupyter nbconvert --to notebook --execute {notebook} --output-dir {tmp_path}", checkout)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(folder.iterdir()) == before
+    assert shell(".venv/bin/finure registry ls", checkout).stdout == listed
+
+
+def test_pages_say_what_ran(checkout):
+    runs = all_runs(checkout / "runs")
+    assert {record["status"] for record, _ in runs} == {"done"}
+    index = (checkout / "runs" / "index.html").read_text()
+    for record, folder in runs:
+        page = folder / "page.html"
+        assert record["run"] in index and record["run"] in page.read_text()
+        assert page.stat().st_size < 5_000_000
+        assert str(checkout) not in page.read_text() + (folder / "notebook.ipynb").read_text()
+
+
+def test_a_portfolio_of_ones_own_is_registered(checkout):
+    done = shell(".venv/bin/finure registry ls finure-credit-loans", checkout)
+    assert "loans 0-draft" in done.stdout and "challenger" in done.stdout
+
+
+def test_a_stopped_run_says_so_and_the_next_one_works(checkout, tmp_path):
+    home, command = tmp_path / "home", [".venv/bin/finure", "run", "credit/40_train"]
+    env = environment(checkout) | {"FINURE_HOME": str(home)}
+    first = subprocess.Popen(command, cwd=checkout, env=env, stderr=subprocess.PIPE, text=True)
+    for line in first.stderr:
+        if "Both models" in line:
+            break
+    second = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True)
+    assert second.returncode == 1 and str(first.pid) in second.stderr
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(60) == 143
+    ((record, folder),) = all_runs(home)
+    assert record["status"] == "killed" and "stopped" in (folder / "page.html").read_text()
+    assert "no registered model" in shell(".venv/bin/finure registry ls", checkout, home=home).stdout.lower()
+    small = "-p data=loans.csv -p contract=loans -p model_name=finure-credit-again"
+    again = shell(f".venv/bin/finure run credit/40_train {small}", checkout, home=home)
+    assert again.returncode == 0, again.stderr
