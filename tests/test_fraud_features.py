@@ -114,6 +114,11 @@ def usual(cents):
     return cents.mean() + 100
 
 
+def in_a_row(window):
+    "How many known frauds stand at the end of a window."
+    return int(np.cumprod(window.known.to_numpy()[::-1]).sum())
+
+
 def measure(f, now, x, own, window, earlier, base):
     "One feature in plain words."
     t, hour = now.event_time, now.event_time % DAY // HOUR
@@ -137,6 +142,14 @@ def measure(f, now, x, own, window, earlier, base):
         case "since_fraud":
             last = own[own.known].event_time.max()
             return min(t - last, f.window) / HOUR if own.known.any() else f.window / HOUR
+        case "run":
+            return in_a_row(window)
+        case "run_age":
+            first = window.event_time.iloc[-n] if (n := in_a_row(window)) else t - f.delay - f.window
+            return (t - first) / HOUR
+        case "since_good":
+            good = window.event_time[~window.known]
+            return (t - (good.max() if len(good) else t - f.delay - f.window)) / HOUR
         case "visits":
             return (earlier.terminal_id == now.terminal_id).sum()
         case "deviation":

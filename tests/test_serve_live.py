@@ -261,6 +261,16 @@ def _open_to(port: int, ends: list[int]) -> int:
     return sum(near == f"0100007F:{port:04X}" and far in wanted and state == "01" for near, far, state in rows)
 
 
+def test_a_fault_in_the_middle_of_an_answer_breaks_it_off_and_tells_no_value(port, home):
+    rows = [body(story="Zzmarker")] * 200 + [body(story="fail", ref="Zzmarker")]
+    sent = b"\n".join(rows)
+    whole = request(sent, path=BATCH, close=False).replace(b"application/json", b"application/x-ndjson", 1)
+    answer = said(port, whole)
+    assert status(answer) == 200 and answer.count(b"decision_id") == 200 and not answer.endswith(b"0\r\n\r\n")
+    log = (home / "server.log").read_text()
+    assert "unexpected error" in log and "Zzmarker" not in log and "secret" not in log and "Traceback" not in log
+
+
 # More than it can do, and the end
 
 

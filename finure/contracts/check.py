@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import pandera.pandas as pa
+import pandera.pandas as pandera
 
 from .contract import Column, Contract, allowed
 from ..core import FinureError, atomic_path
@@ -105,18 +105,25 @@ def _bring(
     wrong = typed.isna()
     return typed, (wrong & values.notna() if wrong.any() else wrong).to_numpy()
 
-# %% ../../notebooks/01_contracts/10_check.ipynb #88ab282b
+# %% ../../notebooks/01_contracts/10_check.ipynb #4b0e55fb
 def _distinct(
     values: pd.Series,
 ) -> tuple[np.ndarray, list]:  # by row: its place among them; the distinct values, None is missing
     "The distinct values of a column."
-    if isinstance(values.dtype, np.dtype) and values.dtype.kind in "Oiub":
-        place, distinct = pd.factorize(values.to_numpy())
-        if values.dtype.kind != "O" or pd.api.types.infer_dtype(distinct) in ("string", "empty"):
-            return place, [*distinct.tolist(), None] if len(
-                place
-            ) and place.min() < 0 else distinct.tolist()  # -1: last
+    raw = values.to_numpy()
+    if values.dtype == raw.dtype and (raw.dtype.kind in "iub" or _plain_texts(raw)):
+        place, distinct = pd.factorize(raw, use_na_sentinel=False)
+        return place, [None if value is np.nan else value for value in distinct.tolist()]
     return np.arange(len(values)), values.astype(object).where(values.notna(), None).tolist()
+
+
+def _plain_texts(
+    values: np.ndarray,
+) -> bool:  # False also for texts that pandas would cut short at a zero byte
+    "Whether values are texts, or missing."
+    if values.dtype != object or pd.api.types.infer_dtype(values) != "string":
+        return False
+    return "\0" not in "".join([value for value in values.tolist() if isinstance(value, str)])
 
 
 def _texts(
@@ -187,20 +194,18 @@ _TYPED = {
 def frame_schema(
     contract: Contract,
     columns: list[str],  # the columns to check
-) -> pa.DataFrameSchema:
+) -> pandera.DataFrameSchema:
     "The pandera schema of typed columns: null rule, range with special codes, levels, unique id."
-    return pa.DataFrameSchema({name: _rules(contract.columns[name]) for name in columns})
+    return pandera.DataFrameSchema({name: _rules(contract.columns[name]) for name in columns})
 
 # %% ../../notebooks/01_contracts/10_check.ipynb #c6f64712
 def _rules(
     column: Column,
-) -> pa.Column:
+) -> pandera.Column:
     "The rules of one typed column."
-    named = {"levels": column.levels, "range": column.range}
-    checks = [
-        pa.Check(lambda values: _may(values, column), name=n, ignore_na=True) for n, rule in named.items() if rule
-    ]
-    return pa.Column(nullable=column.null == "allowed", checks=checks[:1], unique=column.role == "id")
+    name = "levels" if column.levels else "range"
+    rule = pandera.Check(lambda values: _may(values, column), name=name, ignore_na=True)
+    return pandera.Column(nullable=column.null == "allowed", checks=[rule], unique=column.role == "id")
 
 
 def _may(
@@ -309,7 +314,7 @@ def _rule_violations(
     "What pandera finds wrong in typed columns."
     try:
         frame_schema(contract, list(typed)).validate(typed, lazy=True)
-    except pa.errors.SchemaErrors as errors:
+    except pandera.errors.SchemaErrors as errors:
         cases = errors.failure_cases
         rules = {"not_nullable": "null", "field_uniqueness": "unique"}
         return pd.DataFrame({

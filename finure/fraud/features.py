@@ -128,6 +128,9 @@ MEASURES = {
     "frauds": Measure(as_number, ("frauds",), "known frauds"),
     "since": Measure(_hours, ("earlier.gap",), "hours since the last transaction, at most"),
     "since_fraud": Measure(_hours, ("fraud_gap",), "hours since the last known fraud, at most"),
+    "run": Measure(as_number, ("run",), "known frauds in a row"),
+    "run_age": Measure(_hours, ("run_gap",), "hours since the known frauds in a row began"),
+    "since_good": Measure(_hours, ("good_gap",), "hours since the last transaction without known fraud"),
     "visits": Measure(as_number, ("earlier.visits",), "earlier transactions at this terminal"),
     "deviation": Measure(
         _deviation,
@@ -188,6 +191,9 @@ RICH = (
     *(Feature(f"terminal_count_{w}h", "count", "terminal", w * HOUR) for w in (1, 24)),
     *(Feature(f"terminal_frauds_{w}d", "frauds", "terminal", w * DAY) for w in (14, 30)),
     Feature("terminal_since_fraud", "since_fraud", "terminal", 37 * DAY),
+    Feature("terminal_fraud_run", "run", "terminal", 30 * DAY, 7 * DAY),
+    Feature("terminal_fraud_run_age", "run_age", "terminal", 30 * DAY, 7 * DAY),
+    Feature("terminal_since_no_fraud", "since_good", "terminal", 30 * DAY, 7 * DAY),
     Feature("terminal_mean_30d", "mean", "terminal", 30 * DAY),
     Feature("terminal_times_mean_30d", "times_mean", "terminal", 30 * DAY),
 )
@@ -424,6 +430,37 @@ class Whole(Cuts):
         np.maximum.at(newest, self.place(enter, counts), fraud[counts])
         return np.minimum(self.key + 1 - np.maximum.accumulate(newest[:-1]), statistic.start)
 
+    def run(self, statistic: Statistic) -> np.ndarray:
+        "How many known frauds stand at the end of the window, without another event between them."
+        begin, last, good = self.last_good(statistic)
+        return last - good
+
+    def run_gap(self, statistic: Statistic) -> np.ndarray:
+        "Seconds since the first of them, at most the window."
+        begin, last, good = self.last_good(statistic)
+        return np.where(last > good, self.key - self.key[np.minimum(good + 1, len(self.key) - 1)], statistic.start)
+
+    def good_gap(self, statistic: Statistic) -> np.ndarray:
+        "Seconds since the last event of the window that is not a known fraud, at most the window."
+        begin, last, good = self.last_good(statistic)
+        return np.where(good >= begin, self.key - self.key[good], statistic.start)
+
+    def last_good(
+        self,
+        statistic: Statistic,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # first and last row of each window; the last that is not a fraud
+        "Steps back from the end of each window over what is known to be fraud by now."
+        everything = slice(0, len(self.key))
+        known = np.full(len(self.key), np.iinfo(np.int64).max)  # when the label arrives, on the clock of the keys
+        rows = self.rank[self.events.frauds]
+        known[rows] = self.code[self.events.frauds] * self.span + (self.events.known - self.first)
+        begin, last = self.cut(everything, statistic.start), self.cut(everything, statistic.stop) - 1
+        good, rows = last.copy(), np.arange(len(self.key))
+        while len(rows):
+            rows = rows[(good[rows] >= begin[rows]) & (known[good[rows]] <= self.key[rows])]
+            good[rows] -= 1
+        return begin, last, good
+
     def place(
         self,
         time: np.ndarray,  # seconds, of each known fraud
@@ -435,7 +472,7 @@ class Whole(Cuts):
 
 # %% ../../notebooks/fraud/20_features.ipynb #b7acd6a6
 ENTITIES = ("customer", "terminal")
-WHOLE = ("gap", "visits", "frauds", "fraud_gap")  # statistics without cuts
+WHOLE = ("gap", "visits", "frauds", "fraud_gap", "run", "run_gap", "good_gap")  # statistics without cuts
 BLOCK = 1 << 14  # rows
 
 # %% ../../notebooks/fraud/20_features.ipynb #cec12c5e

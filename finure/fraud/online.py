@@ -198,6 +198,32 @@ class Timeline(Events):
         now, after, upto = self.now, self.now - statistic.start, self.now - statistic.stop
         return sum(known <= now and after < time <= upto for time, known, _ in self.known)
 
+    def run(self, a: int, b: int, statistic: Statistic) -> int:
+        "How many known frauds stand at the end of the window, without another event between them."
+        return b - self.after_good(a, b)
+
+    def run_gap(self, a: int, b: int, statistic: Statistic) -> int:
+        "Seconds since the first of them, at most the window."
+        first = self.after_good(a, b)
+        return self.now - self.times[first] if first < b else statistic.start
+
+    def good_gap(self, a: int, b: int, statistic: Statistic) -> int:
+        "Seconds since the last event of the window that is not a known fraud, at most the window."
+        first = self.after_good(a, b)
+        return self.now - self.times[first - 1] if first > a else statistic.start
+
+    def after_good(
+        self,
+        a: int,
+        b: int,
+    ) -> int:  # b if the last event of the window is good
+        "Where the run of known frauds at the end of a window begins."
+        if self.known:
+            frauds = {key for _, known, key in self.known if known <= self.now}
+            while b > a and self.ids[b - 1] in frauds:
+                b -= 1
+        return b
+
     def fraud_gap(self, a: int, b: int, statistic: Statistic) -> int:
         "Seconds since the last fraud that is known, at most the window."
         if not self.known:

@@ -14,7 +14,7 @@ import os
 import time
 import traceback
 from collections.abc import Awaitable, Callable
-from contextlib import closing
+from contextlib import aclosing, closing
 from functools import partial
 
 import msgspec
@@ -210,7 +210,10 @@ class App:
         if answer is None:
             return
         send_it = respond if isinstance(answer, Answer) else partial(stream, seconds=self.settings.deadline)
-        await send_it(send, answer, request_id, without_body=scope["method"] == "HEAD")
+        try:
+            await send_it(send, answer, request_id, without_body=scope["method"] == "HEAD")
+        except Exception as error:  # told here, as a server would print it with its text; it closes the connection
+            _unexpected(error, request_id)
         self._told(path if route else "other", answer.status, time.perf_counter() - started, headers, request_id)
 
     def find(
@@ -321,9 +324,10 @@ async def stream(
     "Sends an answer as it is made."
     await send({"type": "http.response.start", "status": answer.status, "headers": _headers(answer, request_id)})
     if not without_body:
-        async for part in answer.parts:
-            async with asyncio.timeout(seconds):
-                await send({"type": "http.response.body", "body": part, "more_body": True})
+        async with aclosing(answer.parts) as parts:
+            async for part in parts:
+                async with asyncio.timeout(seconds):
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
     await send({"type": "http.response.body", "body": b""})
 
 # %% ../../notebooks/30_serve/20_app.ipynb #afafe96f
