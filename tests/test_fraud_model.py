@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from finure.contracts.contract import load
 from finure.core import FinureError
 from finure.explain.trees import load_contributions
-from finure.fraud.data import Transactions
+from finure.fraud.data import Transactions, as_arrays, simulated_table
+from finure.fraud.features import RICH, batch, table
 from finure.fraud.model import (
     Calibration,
     Costs,
@@ -21,12 +22,15 @@ from finure.fraud.model import (
     calibrate,
     cost,
     fit,
+    learn,
     limits,
     margins,
     matrix,
     write_bundle,
 )
+from finure.fraud.protocol import evaluate_fold, fold_as_of, split
 from finure.fraud.validate import budget_curve, caught_by_kind, detection, detection_summary
+from finure.simulate.cards import Cards
 
 CONTRACT = load("card_transactions")
 
@@ -164,6 +168,25 @@ def test_the_bundle_holds_plain_files_that_agree(fitted, tmp_path):
     explained = load_contributions(bundle / "contributions.npz")
     np.testing.assert_allclose(explained.base + explained.batch(rows).sum(axis=1), native, atol=1e-4)
     assert {p.suffix for p in bundle.iterdir()} == {".json", ".yaml", ".ubj", ".onnx", ".npz"}
+
+
+def test_a_small_town_is_learned_from_the_payments_to_the_limits():
+    "As of a day, with what was known on it; judged on the week after the newest known one."
+    town = Cards(customers=800, terminals=1_500, days=90, compromised=0.8, leaked=1.0, radius=10)
+    seen = as_arrays(simulated_table(town))
+    columns, as_of = batch(table(*seen[:7])), int(seen.day[0]) + 76
+    days = (seen.day, seen.customer_id, seen.fraud)
+    names = [feature.name for feature in RICH]
+    learned = learn(seen, columns, names, fold_as_of(*days, as_of), Costs(), k=20)
+    last = split(*days, as_of - 21)
+    rows = matrix(columns, names, last.test)
+    found = evaluate_fold(*days, last, margins(learned.booster, rows), k=20)
+    assert found.auc > 0.75 and found.ap > 0.45 and found.cp > 0.3 * found.cp_most
+    probability = learned.calibration.probability(margins(learned.booster, rows))
+    assert 0.5 < probability.sum() / seen.fraud[last.test].sum() < 2
+    spent = [cost(probability, seen.fraud[last.test], seen.amount[last.test], *pair, Costs())
+             for pair in ((learned.thresholds["review"], learned.thresholds["block"]), (1, 1))]  # fmt: skip
+    assert spent[0] < 0.9 * spent[1]
 
 
 # ---- validation

@@ -10,6 +10,7 @@ from finure.fraud.protocol import (
     card_days,
     card_precision,
     evaluate_fold,
+    fold_as_of,
     prequential,
     split,
     summary,
@@ -81,6 +82,15 @@ def test_prequential_goes_back_week_by_week():
 def test_a_fold_without_fraud_is_named(frauds, names):
     with pytest.raises(FinureError, match=f"{names} of the fold that starts on day 0"):
         prequential(*payments(frauds), 0, folds=1)
+
+
+def test_the_newest_fold_whose_labels_are_known():
+    day, card, fraud = payments({(d, d) for d in range(DAYS)}, cards=60)
+    fold = fold_as_of(day, card, fraud, as_of=29)
+    assert (day[fold.train].min(), day[fold.train].max()) == (1, 7)
+    assert (day[fold.test].min(), day[fold.test].max()) == (15, 21)
+    with pytest.raises(FinureError, match="as_of: the 28 days before"):
+        fold_as_of(day, card, fraud, as_of=12)
 
 
 def test_card_precision_counts_cards_and_removes_the_found():

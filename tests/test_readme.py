@@ -8,6 +8,7 @@ import subprocess
 import time
 import urllib.request
 
+import pandas as pd
 import pytest
 from checkouts import ROOT, checkout, environment, reached, shell
 
@@ -24,7 +25,7 @@ COMMANDS = [
 
 def test_the_readme_has_the_commands_that_are_tested():
     started = {c for c in COMMANDS if c}
-    known = {c for group in (RUN, STARTED, ASKED, ELSEWHERE) for c in group}
+    known = {c for group in (RUN, STARTED, ASKED, KEYS, [SCORE, VERIFY], ELSEWHERE) for c in group}
     assert started == known
 
 
@@ -42,6 +43,10 @@ ASKED = [
     "curl -s localhost:3000/api/v1/model",
     "curl -s localhost:3000/api/v1/predict -H 'content-type: application/json' -d @application.json",
 ]
+
+KEYS = [".venv/bin/finure keys create branch-portal --scope predict", ".venv/bin/finure keys ls"]
+SCORE = ".venv/bin/finure score applications.csv -o runs/decisions.parquet"
+VERIFY = ".venv/bin/finure audit verify"
 
 
 @pytest.mark.parametrize("command", RUN)
@@ -86,9 +91,31 @@ def test_serve_and_ask_with_curl(checkout):
         answers = [json.loads(shell(command, checkout).stdout) for command in ASKED]
         assert answers[0]["contract"]["name"] == "simulated_bank"
         assert answers[1]["decision"] in ("approve", "refer", "decline") and 300 <= answers[1]["score"] <= 850
+        made, listed = (shell(command, checkout).stdout for command in KEYS)
+        key = re.search(r"fk_\w+_[\w-]+", made)[0]
+        assert "branch-portal" in listed and key not in listed
+        keyed = ASKED[1].replace("-H", f"-H 'authorization: Bearer {key}' -H", 1)
+        until = time.monotonic() + 30
+        while "no-valid-key" not in shell(ASKED[1], checkout).stdout:
+            assert time.monotonic() < until, "a key was made, and the service still answers without one"
+            time.sleep(0.5)
+        shown = shell(
+            f".venv/bin/finure audit show {json.loads(shell(keyed, checkout).stdout)['decision_id']}", checkout
+        )
+        assert shown.returncode == 0 and "branch-portal" in shown.stdout, shown.stdout + shown.stderr
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
+
+
+def test_a_file_is_scored_and_the_log_holds(checkout):
+    application = json.loads((checkout / "application.json").read_text())
+    rows = [{**application, "application_id": i} for i in range(100)]
+    pd.DataFrame(rows).to_csv(checkout / "applications.csv", index=False)
+    for command in (SCORE, VERIFY):
+        done = shell(command, checkout)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert len(pd.read_parquet(checkout / "runs" / "decisions.parquet")) == 100
 
 
 def test_a_job_runs_in_jupyter_and_leaves_nothing_beside_it(checkout, tmp_path):

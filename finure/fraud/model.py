@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BOOSTING', 'THREADS', 'STEPS', 'REFERENCE', 'Training', 'matrix', 'fit', 'margins', 'Calibration', 'calibrate',
-           'Costs', 'cost', 'budget_limit', 'limits', 'to_onnx', 'write_bundle']
+           'Costs', 'cost', 'budget_limit', 'limits', 'Learned', 'learn', 'to_onnx', 'write_bundle']
 
-# %% ../../notebooks/fraud/30_model.ipynb #9f24d343
+# %% ../../notebooks/fraud/30_model.ipynb #73528fac
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +22,8 @@ from sklearn.linear_model import LogisticRegression
 from ..contracts.contract import Contract, to_plain
 from ..core import FinureError, write_atomic
 from ..explain.trees import save_contributions, tree_contributions
+from .data import Transactions
+from .protocol import Fold
 
 # %% ../../notebooks/fraud/30_model.ipynb #db4ca02e
 BOOSTING = {
@@ -163,6 +165,35 @@ def limits(
                  key=lambda limit: cost(probability, fraud, amount, limit, block, costs))  # fmt: skip
     block = min(tried[tried >= review], key=lambda limit: cost(probability, fraud, amount, review, limit, costs))
     return {"review": float(review), "block": float(block)}
+
+# %% ../../notebooks/fraud/30_model.ipynb #be56fde7
+class Learned(NamedTuple):
+    "A model that is ready for use."
+
+    booster: xgb.Booster
+    training: Training
+    calibration: Calibration
+    thresholds: dict[str, float]  # review, block
+
+
+def learn(
+    table: Transactions,
+    columns: Mapping[str, np.ndarray],  # features of all transactions, by name
+    names: Sequence[str],  # the features to use
+    fold: Fold,  # such as `fold_as_of` gives
+    costs: Costs,
+    k: int = 100,  # cards a day that people can look at
+    settings: Mapping[str, float] | None = None,  # overrides of BOOSTING
+    seed: int = 0,
+) -> Learned:
+    "Fits, calibrates and cuts."
+    training = Training(tuple(names), matrix(columns, names, fold.train), table.fraud[fold.train], seed)
+    booster, later = fit(training, settings), fold.test
+    margin, fraud = margins(booster, matrix(columns, names, later)), table.fraud[later]
+    calibration = calibrate(margin, fraud)
+    probability = calibration.probability(margin)
+    lowest = budget_limit(probability, table.day[later], table.customer_id[later], k)
+    return Learned(booster, training, calibration, limits(probability, fraud, table.amount[later], costs, lowest))
 
 # %% ../../notebooks/fraud/30_model.ipynb #7f51ff31
 REFERENCE = 2_000  # good payments that explanations compare with

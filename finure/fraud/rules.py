@@ -7,7 +7,7 @@ __all__ = ['ACTIONS', 'COMPARISONS', 'IDS', 'OWN', 'LOOK', 'log', 'Rule', 'Suppr
            'read_condition', 'read_ids', 'IdList', 'Result', 'RuleOutcome', 'BatchOutcome', 'Exemption', 'Compiled',
            'RuleSet', 'read_rules', 'expired', 'RuleBook', 'apply_batch']
 
-# %% ../../notebooks/fraud/26_rules.ipynb #50552c9e
+# %% ../../notebooks/fraud/26_rules.ipynb #2bcd5405
 import datetime as dt
 import logging
 import math
@@ -15,7 +15,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache, partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, NamedTuple
@@ -27,8 +27,13 @@ from ..core import FinureError, Settings, read_yaml, sha256_file
 from .features import DAY
 from .online import Transaction
 
-# %% ../../notebooks/fraud/26_rules.ipynb #2a7529b2
+# %% ../../notebooks/fraud/26_rules.ipynb #d4725bdf
 ACTIONS = ("approve", "review", "block")  # weakest first
+COMPARISONS = {">": operator.lt, ">=": operator.le, "<": operator.gt, "<=": operator.ge, "==": operator.eq}
+IDS = ("customer_id", "terminal_id")
+OWN = ("amount", *IDS)  # what a transaction has besides its features
+LOOK = 1.0  # seconds between two looks at the lists
+log = logging.getLogger("finure.fraud")
 
 # %% ../../notebooks/fraud/26_rules.ipynb #3b825116
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename={"start": "from"}):
@@ -44,7 +49,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     start: dt.date | None = None  # first day
     until: dt.date | None = None  # last day
 
-# %% ../../notebooks/fraud/26_rules.ipynb #2d650e31
+# %% ../../notebooks/fraud/26_rules.ipynb #b230b98c
 class Suppression(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename={"start": "from"}):
     "A rule that does not decide for somebody for some time."
 
@@ -56,7 +61,7 @@ class Suppression(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     customer_id: int | None = None
     terminal_id: int | None = None
 
-# %% ../../notebooks/fraud/26_rules.ipynb #29c73657
+
 class RuleFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     "The file as a whole; its rules and suppressions are read one by one, so that an error can name them."
 
@@ -65,7 +70,7 @@ class RuleFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     lists: dict[str, str] = {}
     suppressions: list[dict] = []
 
-# %% ../../notebooks/fraud/26_rules.ipynb #99ab1860
+
 def _read(
     content: object,
     kind: type,  # Rule, Suppression or RuleFile
@@ -77,11 +82,7 @@ def _read(
     except msgspec.ValidationError as error:
         raise FinureError(f"{where}: {str(error).replace('$.', '')}.") from None
 
-# %% ../../notebooks/fraud/26_rules.ipynb #c8c8e45f
-COMPARISONS = {">": operator.lt, ">=": operator.le, "<": operator.gt, "<=": operator.ge, "==": operator.eq}
-IDS = ("customer_id", "terminal_id")
-
-# %% ../../notebooks/fraud/26_rules.ipynb #b1e15792
+# %% ../../notebooks/fraud/26_rules.ipynb #bf7e6db5
 class Condition(NamedTuple):
     "One comparison of a rule."
 
@@ -89,7 +90,7 @@ class Condition(NamedTuple):
     comparison: str
     value: float | str  # a limit, or the name of a list
 
-# %% ../../notebooks/fraud/26_rules.ipynb #cccd99fa
+
 def _known(
     name: str,
     names: Sequence[str],
@@ -101,7 +102,7 @@ def _known(
         advice = f"did you mean {near}?" if near else f"use one of: {', '.join(names)}."
         raise FinureError(f"`{name}` is no {what}; {advice}")
 
-# %% ../../notebooks/fraud/26_rules.ipynb #b0566d42
+
 def read_condition(
     text: str,  # name comparison value
     features: Sequence[str],  # names that are compared with numbers
@@ -125,7 +126,7 @@ def read_condition(
         raise FinureError(f"`{text}`: `{value}` is not a number.")
     return Condition(name, comparison, limit)
 
-# %% ../../notebooks/fraud/26_rules.ipynb #c826b254
+# %% ../../notebooks/fraud/26_rules.ipynb #71105783
 def read_ids(
     path: Path,
 ) -> frozenset[int]:
@@ -139,7 +140,7 @@ def read_ids(
             ids.add(int(word))
     return frozenset(ids)
 
-# %% ../../notebooks/fraud/26_rules.ipynb #aeb6275b
+
 class IdList:
     "The ids of a file, read again when it changes."
 
@@ -181,7 +182,7 @@ class IdList:
             return None
         return path, found.st_mtime_ns, found.st_size, found.st_ino
 
-# %% ../../notebooks/fraud/26_rules.ipynb #7d65962e
+# %% ../../notebooks/fraud/26_rules.ipynb #0d7cf127
 class Result(msgspec.Struct, frozen=True, gc=False):
     "What one rule found."
 
@@ -192,7 +193,7 @@ class Result(msgspec.Struct, frozen=True, gc=False):
     values: tuple[float, ...]  # what was compared, in the order of the conditions
 
 
-class RuleOutcome(msgspec.Struct, frozen=True):
+class RuleOutcome(msgspec.Struct, frozen=True, gc=False):
     "What the rules say of a transaction."
 
     outcome: str  # approve, review or block
@@ -210,7 +211,7 @@ class BatchOutcome(NamedTuple):
     hits: np.ndarray  # rules by rows: whether the rule hit
     counts: np.ndarray  # rules by rows: whether the hit decided
 
-# %% ../../notebooks/fraud/26_rules.ipynb #11a2f6da
+# %% ../../notebooks/fraud/26_rules.ipynb #e4ff6538
 def _span(
     days: Rule | Suppression,
 ) -> tuple[float, float]:  # seconds since 1970: from, and before
@@ -219,7 +220,7 @@ def _span(
     start = (days.start - epoch).days * DAY if days.start else -math.inf
     return start, ((days.until - epoch).days + 1) * DAY if days.until else math.inf
 
-# %% ../../notebooks/fraud/26_rules.ipynb #b7828037
+
 class Exemption:
     "A compiled suppression."
 
@@ -241,7 +242,7 @@ class Exemption:
         covered = covered if self.customer is None else covered & (customer == self.customer)
         return covered if self.terminal is None else covered & (terminal == self.terminal)
 
-# %% ../../notebooks/fraud/26_rules.ipynb #82b3c080
+# %% ../../notebooks/fraud/26_rules.ipynb #2ff7d334
 class Compiled:
     "A rule with what it is evaluated by."
 
@@ -250,9 +251,10 @@ class Compiled:
         rule: Rule,
         conditions: Sequence[Condition],
         lists: Mapping[str, IdList],
-        exemptions: Sequence[Exemption],
+        suppressions: Sequence[Suppression],  # of all rules
     ):
-        self.rule, self.conditions, self.lists, self.exemptions = rule, conditions, lists, exemptions
+        self.rule, self.conditions, self.lists = rule, conditions, lists
+        self.exemptions = [Exemption(suppression) for suppression in suppressions if suppression.rule == rule.id]
         self.id, self.action, self.mode = rule.id, rule.action, rule.mode
         self.start, self.stop = _span(rule)
 
@@ -272,8 +274,9 @@ class Compiled:
         event: Transaction,
     ) -> str:
         "How a hit counts."
-        if any(e.covers(event.time, event.customer, event.terminal) for e in self.exemptions):
-            return "suppressed"
+        for exemption in self.exemptions:
+            if exemption.covers(event.time, event.customer, event.terminal):
+                return "suppressed"
         return self.mode
 
     def check_batch(
@@ -290,7 +293,7 @@ class Compiled:
             counts &= ~exemption.covers(time, columns["customer_id"], columns["terminal_id"])
         return hit, counts
 
-# %% ../../notebooks/fraud/26_rules.ipynb #0f3dc103
+# %% ../../notebooks/fraud/26_rules.ipynb #55a5a6f7
 def _rule(
     content: dict,  # as in the file
     where: str,  # for the error
@@ -318,7 +321,7 @@ def _days(
     if days.start and days.until and days.until < days.start:
         raise FinureError(f"{where}: `until` {days.until} is before `from` {days.start}.")
 
-# %% ../../notebooks/fraud/26_rules.ipynb #8015b9fa
+
 def _suppression(
     content: dict,  # as in the file
     number: int,
@@ -372,12 +375,7 @@ def expired(
         ends.append((f"suppression of `{s.rule}` for {whom}", s.until))
     return [f"The {what} ended on {until}." for what, until in ends if until and until < on]
 
-# %% ../../notebooks/fraud/26_rules.ipynb #a2ea1cdf
-OWN = ("amount", *IDS)  # what a row holds besides the features
-LOOK = 1.0  # seconds between two looks at the lists
-log = logging.getLogger("finure.fraud")
-
-# %% ../../notebooks/fraud/26_rules.ipynb #e91d8204
+# %% ../../notebooks/fraud/26_rules.ipynb #77eec1de
 class RuleBook:
     "The rules of a file, compiled for transactions with some features."
 
@@ -393,17 +391,14 @@ class RuleBook:
         for ids in self.lists.values():
             ids.refresh()
         self.next_look = monotonic() + LOOK
-        self.rules = tuple([Compiled(r, when, self.lists, self._exempt(r)) for r, when in self.checked.rules])
+        off = self.checked.suppressions
+        self.rules = tuple([Compiled(rule, when, self.lists, off) for rule, when in self.checked.rules])
         place = {name: i for i, name in enumerate((*names, *OWN))}
         tests = [(place[c.name], rule.test(c)) for rule in self.rules for c in rule.conditions]
         self.places, self.tests = [at for at, _ in tests], [test for _, test in tests]
         ends = [0, *accumulate(len(rule.conditions) for rule in self.rules)]
-        self.parts = list(zip(self.rules, ends, ends[1:], strict=False))
+        self.parts = [(r, r.id, r.action, r.mode, *part) for r, part in zip(self.rules, pairwise(ends), strict=True)]
         self.in_force = lru_cache(maxsize=64)(self._in_force)
-
-    def _exempt(self, rule: Rule) -> list[Exemption]:
-        "The suppressions of a rule."
-        return [Exemption(suppression) for suppression in self.checked.suppressions if suppression.rule == rule.id]
 
     def _in_force(self, day: int) -> list[bool]:
         "For each rule, whether it is in force on a day; 0 is 1970-01-01."
@@ -421,12 +416,11 @@ class RuleBook:
         values = tuple([row[place] for place in self.places])
         held = list(map(operator.call, self.tests, values))
         results, decided = [], []
-        for (rule, a, b), on in zip(self.parts, self.in_force(event.time // DAY), strict=True):
+        for (rule, name, action, mode, a, b), on in zip(self.parts, self.in_force(event.time // DAY), strict=True):
             hit = on and (held[a] if b == a + 1 else all(held[a:b]))
-            mode = rule.mode_of(event) if hit else rule.mode if on else "off"
-            results.append(Result(rule.id, rule.action, mode, hit, values[a:b]))
-            if hit and mode == "live":
+            if hit and (mode := rule.mode_of(event)) == "live":
                 decided.append(rule)
+            results.append(Result(name, action, mode if on else "off", hit, values[a:b]))
         outcome = decided[0].action if decided else ACTIONS[0]
         hits, reasons = tuple([rule.id for rule in decided]), tuple([rule.rule.reason for rule in decided])
         return RuleOutcome(outcome, hits, reasons, results, self.checked.version)
