@@ -23,11 +23,10 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Default: FINURE_PORT, else 3000.")] = None,
 ) -> None:
     "Packs a registered model if need be and serves it until it is stopped."
-    from finure.serve.follow import serve_following
-
     from finure.pipeline import params_for
     from finure.registry import bundle_of, find
     from finure.run.jobs import parameters
+    from finure.serve.follow import serve_following
     from finure.serve.pack import bento_folder, pack, serve_here
 
     settings = Settings()
@@ -50,9 +49,8 @@ keys_app = typer.Typer(no_args_is_help=True, help="API keys: who may call a serv
 # %% ../../notebooks/90_cli/40_serving.ipynb #2900c248
 def _keys() -> list:
     "All keys, revoked ones too."
-    from finure.serve.keys import read_keys
-
     from finure.audit.log import open_store
+    from finure.serve.keys import read_keys
 
     with closing(open_store(Settings().database())) as store:
         return read_keys(store)
@@ -65,9 +63,8 @@ def keys_create(
     rate: Annotated[float, typer.Option(help="Requests a second; 0: FINURE_RATE_LIMIT.")] = 0,
 ) -> None:
     "Makes a key and prints it, this once; only its hash is kept."
-    from finure.serve.keys import create_key
-
     from finure.audit.log import open_store
+    from finure.serve.keys import create_key
 
     with closing(open_store(Settings().database())) as store:
         key, shown = create_key(store, name, scope or ["predict"], rate)
@@ -93,9 +90,8 @@ def keys_revoke(
     which: Annotated[str, typer.Argument(help="The id of a key, or a name: all of its keys.")],
 ) -> None:
     "Revokes keys; running services refuse them within seconds."
-    from finure.serve.keys import revoke_key
-
     from finure.audit.log import open_store
+    from finure.serve.keys import revoke_key
 
     with closing(open_store(Settings().database())) as store:
         revoked = revoke_key(store, which)
