@@ -18,11 +18,12 @@ from rich.table import Table
 from finure.bundle import load_scorer
 from finure.contracts.check import check, good_bad
 from finure.contracts.contract import REQUEST_ROLES, Contract, load
-from finure.core import FinureError
+from finure.core import FinureError, Settings
 from finure.credit.data import load_table
 from finure.credit.decide import CreditScorer, Scale
 from finure.credit.model import BOOSTING, FittedTrees, Training, fit_scorecard, fit_trees, policy, write_bundle
 from finure.features import FeatureSet, TreeColumns
+from finure.score import score
 from finure.simulate.bank import Bank, modelling_table, simulate
 
 SEED, N = 0, 100_000
@@ -31,10 +32,11 @@ LIMITS = policy(0.08, 0.55, 0.8)
 PORTFOLIOS = {"simulated_bank": None, "lendingclub": "lendingclub_2007_2011", "taiwan": "taiwan_credit_card_default"}
 APPLICATIONS = 3_000  # distinct ones, decided one by one
 TRAINED_ON, EXPLAINED = 20_000, 1_000  # rows
+FILE = 300_000  # rows of a file that `finure score` works on
 
 
 def main() -> None:
-    "Prints the conditions and three tables."
+    "Prints the conditions and four tables."
     out = Console(soft_wrap=True)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     out.print(f"Python {platform.python_version()}, {machine}, seed {SEED}")
@@ -44,6 +46,7 @@ def main() -> None:
     whole = Table("contract", "model", "features", "decided, none refused", "reasons of refused rows",
                   "features and decisions as they come", "of these refused", title=(
         "A table: rows per second of one core's time"))  # fmt: skip
+    files = Table("model", "file", "rows", "seconds", "rows/s", title="`finure score` on a file, one core's time")
     for name, data in PORTFOLIOS.items():
         contract = load(name)
         try:
@@ -55,7 +58,10 @@ def main() -> None:
             for model, scorer in scorers(contract, rows, Path(folder)):
                 single.add_row(name, model, *one_by_one(scorer, rows))
                 whole.add_row(name, model, *by_table(scorer, rows))
-    out.print(single, whole)
+            if data is None:
+                for row in by_file(contract, rows, Path(folder)):
+                    files.add_row(*row)
+    out.print(single, whole, files)
 
 
 def research(out: Console) -> pd.DataFrame:
@@ -170,6 +176,20 @@ def by_table(scorer: CreditScorer, clean: pd.DataFrame) -> list[str]:
         rate(lambda part: scorer.decide_table(scorer.features.batch(part)), rows.head(most)),
     ]
     return [*(f"{value:,.0f}" for value in rates), f"{np.mean(decision[:most] != 'approve'):.0%}"]
+
+
+def by_file(contract: Contract, clean: pd.DataFrame, folder: Path) -> Iterable[list[str]]:
+    "Time for files of applications, from reading them to the record in the log."
+    rows = clean[[name for name in contract.named(*REQUEST_ROLES) if name in clean]]
+    rows = pd.concat([rows] * -(-FILE // len(rows)), ignore_index=True).head(FILE)
+    rows[contract.one("id")] = np.arange(FILE) + 1_000_001
+    rows.to_parquet(folder / "rows.parquet")
+    rows.to_csv(folder / "rows.csv", index=False)
+    for model in ("scorecard", "100 trees, depth 6"):
+        for source in ("rows.parquet", "rows.csv"):
+            asked = folder / source, folder / "out.parquet", folder / model
+            seconds = min(timed(lambda: score(*asked, settings=Settings(home=folder)), 2, time.process_time))  # noqa: B023
+            yield [model, source, f"{FILE:,}", f"{seconds:.1f}", f"{FILE / seconds:,.0f}"]
 
 
 def rate(do: Callable, rows: Sequence) -> float:

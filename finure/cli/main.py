@@ -18,6 +18,7 @@ from .audit import audit_app
 from .data import contract_app, data_app
 from .image import image
 from .runs import registry_app, report, run_job, run_pipeline
+from .score import score
 from .serving import keys_app, serve
 from .terminal import out, table
 from ..core import FinureError, telemetry_off
@@ -32,6 +33,7 @@ for command, does in (
     ("pipeline", run_pipeline),
     ("report", report),
     ("serve", serve),
+    ("score", score),
     ("image", image),
 ):
     app.command(command)(does)

@@ -186,7 +186,7 @@ class ApplicationReader:
     ) -> dict[str, object]:  # raw values by name; dates are dates, times datetimes in UTC; absent fields are absent
         "The application in a JSON body; raises MalformedError or ViolationError."
         try:
-            values, in_times = self._moments(msgspec.structs.astuple(self._decode(body)))
+            values, in_times = _moments(msgspec.structs.astuple(self._decode(body)), self._times)
         except msgspec.ValidationError:
             return self.read_slowly(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -201,23 +201,6 @@ class ApplicationReader:
         application = dict(zip(self._names, values, strict=True))
         return {n: value for n, value in application.items() if value is not UNSET} if absent else application
 
-    def _moments(
-        self,
-        values: tuple,  # as decoded
-    ) -> tuple[Sequence, int]:  # the same with times as datetimes; the colons in their texts
-        "Reads the times; raises ValidationError for a day that does not exist."
-        if not self._times:
-            return values, 0
-        values, colons = list(values), 0
-        for i in self._times:
-            if type(values[i]) is str:
-                try:
-                    values[i] = dt.datetime.fromisoformat(values[i])
-                except ValueError as error:
-                    raise msgspec.ValidationError(str(error)) from None
-                colons += 2
-        return values, colons
-
     def read_slowly(
         self,
         body: bytes,
@@ -230,6 +213,24 @@ class ApplicationReader:
         if found := violations(record, self.contract):
             raise ViolationError(found)
         return {n: _typed(record[n], column) for n, column in self.columns.items() if n in record}
+
+# %% ../../notebooks/01_contracts/35_read.ipynb #8275cf8d
+def _moments(
+    values: tuple,  # as decoded
+    times: list[int],  # which of them are times
+) -> tuple[Sequence, int]:  # the same with times as datetimes; the colons in their texts
+    "Reads the times; raises ValidationError for a day that does not exist."
+    if not times:
+        return values, 0
+    values, colons = list(values), 0
+    for i in times:
+        if type(values[i]) is str:
+            try:
+                values[i] = dt.datetime.fromisoformat(values[i])
+            except ValueError as error:
+                raise msgspec.ValidationError(str(error)) from None
+            colons += 2
+    return values, colons
 
 # %% ../../notebooks/01_contracts/35_read.ipynb #459a8df9
 def _gap(

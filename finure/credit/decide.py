@@ -393,12 +393,13 @@ class CreditScorer:
     def decide_table(
         self,
         values: np.ndarray,  # (rows, features), as `features.batch` gives them
+        explain: bool = False,  # reasons also where none are due
     ) -> Decisions:
         "Decides on the rows of a table, the same as on one application at a time; reasons where they are due."
         pds = self.model.pds(values)
         grade, decision = self.bands.table(pds)
         reasons = np.full((len(pds), MOST_REASONS), -1)
-        if len(due := np.flatnonzero(decision != "approve")):
+        if len(due := np.flatnonzero(explain | (decision != "approve"))):
             reasons[due] = self.principal.table(self.model.hurts(values[due]))
         return Decisions(pds, self.scale.shown_table(pds), grade, decision, reasons)
 

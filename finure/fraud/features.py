@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HOUR', 'DAY', 'NOW', 'EARLIER', 'LARGEST', 'COSINES', 'SINES', 'OWN', 'MEASURES', 'HANDBOOK', 'RICH', 'ENTITIES',
            'WHOLE', 'BLOCK', 'Feature', 'Statistic', 'as_number', 'Measure', 'needs', 'describe', 'Plan', 'Table',
-           'table', 'Side', 'Cuts', 'Whole', 'batch']
+           'table', 'Side', 'Cuts', 'Runs', 'Whole', 'batch']
 
 # %% ../../notebooks/fraud/20_features.ipynb #28367069
 import math
@@ -391,8 +391,43 @@ class Cuts(Side):
             best[rows] = np.maximum(run[a[rows]], run[b[rows] - (1 << level)])
         return best
 
+# %% ../../notebooks/fraud/20_features.ipynb #a2271e72
+class Runs(Cuts):
+    "A side with what stands at the end of a window: known frauds in a row, and the last event before them."
+
+    def run(self, statistic: Statistic) -> np.ndarray:
+        "How many known frauds stand at the end of the window, without another event between them."
+        begin, last, good = self.last_good(statistic)
+        return last - good
+
+    def run_gap(self, statistic: Statistic) -> np.ndarray:
+        "Seconds since the first of them, at most the window."
+        begin, last, good = self.last_good(statistic)
+        return np.where(last > good, self.key - self.key[np.minimum(good + 1, len(self.key) - 1)], statistic.start)
+
+    def good_gap(self, statistic: Statistic) -> np.ndarray:
+        "Seconds since the last event of the window that is not a known fraud, at most the window."
+        begin, last, good = self.last_good(statistic)
+        return np.where(good >= begin, self.key - self.key[good], statistic.start)
+
+    def last_good(
+        self,
+        statistic: Statistic,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # first and last row of each window; the last that is not a fraud
+        "Steps back from the end of each window over what is known to be fraud by now."
+        everything = slice(0, len(self.key))
+        known = np.full(len(self.key), np.iinfo(np.int64).max)  # when the label arrives, on the clock of the keys
+        rows = self.rank[self.events.frauds]
+        known[rows] = self.code[self.events.frauds] * self.span + (self.events.known - self.first)
+        begin, last = self.cut(everything, statistic.start), self.cut(everything, statistic.stop) - 1
+        good, rows = last.copy(), np.arange(len(self.key))
+        while len(rows):
+            rows = rows[(good[rows] >= begin[rows]) & (known[good[rows]] <= self.key[rows])]
+            good[rows] -= 1
+        return begin, last, good
+
 # %% ../../notebooks/fraud/20_features.ipynb #23f5c2cf
-class Whole(Cuts):
+class Whole(Runs):
     "A side with the statistics that are computed for all rows at once."
 
     def gap(self, statistic: Statistic) -> np.ndarray:
@@ -429,37 +464,6 @@ class Whole(Cuts):
         fraud = self.code[self.events.frauds] * self.span + (time - self.first) + 1
         np.maximum.at(newest, self.place(enter, counts), fraud[counts])
         return np.minimum(self.key + 1 - np.maximum.accumulate(newest[:-1]), statistic.start)
-
-    def run(self, statistic: Statistic) -> np.ndarray:
-        "How many known frauds stand at the end of the window, without another event between them."
-        begin, last, good = self.last_good(statistic)
-        return last - good
-
-    def run_gap(self, statistic: Statistic) -> np.ndarray:
-        "Seconds since the first of them, at most the window."
-        begin, last, good = self.last_good(statistic)
-        return np.where(last > good, self.key - self.key[np.minimum(good + 1, len(self.key) - 1)], statistic.start)
-
-    def good_gap(self, statistic: Statistic) -> np.ndarray:
-        "Seconds since the last event of the window that is not a known fraud, at most the window."
-        begin, last, good = self.last_good(statistic)
-        return np.where(good >= begin, self.key - self.key[good], statistic.start)
-
-    def last_good(
-        self,
-        statistic: Statistic,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # first and last row of each window; the last that is not a fraud
-        "Steps back from the end of each window over what is known to be fraud by now."
-        everything = slice(0, len(self.key))
-        known = np.full(len(self.key), np.iinfo(np.int64).max)  # when the label arrives, on the clock of the keys
-        rows = self.rank[self.events.frauds]
-        known[rows] = self.code[self.events.frauds] * self.span + (self.events.known - self.first)
-        begin, last = self.cut(everything, statistic.start), self.cut(everything, statistic.stop) - 1
-        good, rows = last.copy(), np.arange(len(self.key))
-        while len(rows):
-            rows = rows[(good[rows] >= begin[rows]) & (known[good[rows]] <= self.key[rows])]
-            good[rows] -= 1
-        return begin, last, good
 
     def place(
         self,
