@@ -105,7 +105,7 @@ def _bring(
     wrong = typed.isna()
     return typed, (wrong & values.notna() if wrong.any() else wrong).to_numpy()
 
-# %% ../../notebooks/01_contracts/10_check.ipynb #b58422d7
+# %% ../../notebooks/01_contracts/10_check.ipynb #e662148e
 def _distinct(
     values: pd.Series,
 ) -> tuple[np.ndarray, list]:  # by row: its place among them; the distinct values, None is missing
@@ -123,7 +123,10 @@ def _plain_texts(
     "Whether values are texts, or missing."
     if values.dtype != object or pd.api.types.infer_dtype(values) != "string":
         return False
-    return "\0" not in "".join([value for value in values.tolist() if isinstance(value, str)])
+    texts = values.tolist()
+    with suppress(TypeError):  # one is missing
+        return "\0" not in "".join(texts)
+    return "\0" not in "".join([text for text in texts if isinstance(text, str)])
 
 
 def _texts(
