@@ -134,10 +134,10 @@ def test_a_broken_model_never_decides(tmp_path, caplog, what):
         async with following(tmp_path) as (app, pointer):
             await asked(app)
             point(pointer, broken)
-            await until(lambda: app.metrics.swaps_refused)
-            assert (await asked(app))["model"] == "finure-test:1" and app.metrics.swaps == 0
+            await until(lambda: app.metrics.model_swaps_refused)
+            assert (await asked(app))["model"] == "finure-test:1" and app.metrics.model_swaps == 0
             point(pointer, bundle(tmp_path / "v3", "3"))
-            await until(lambda: app.metrics.swaps)
+            await until(lambda: app.metrics.model_swaps)
             assert (await asked(app))["model"] == "finure-test:3"
             assert "finure_model_swaps_refused_total 1" in app.metrics.text()
 
@@ -164,7 +164,7 @@ def test_a_model_that_fails_on_what_was_really_asked_never_decides(tmp_path, mon
             for _ in range(5):
                 await asked(app)
             point(pointer, bundle(tmp_path / "v2", "2"))
-            await until(lambda: app.metrics.swaps_refused)
+            await until(lambda: app.metrics.model_swaps_refused)
             assert (await asked(app))["model"] == "finure-test:1"
 
     asyncio.run(story())
@@ -178,7 +178,7 @@ def test_a_pointer_that_vanishes_changes_nothing(tmp_path):
                 await asyncio.sleep(0.2)
                 assert (await asked(app))["model"] == "finure-test:1"
             point(pointer, bundle(tmp_path / "v2", "2"))
-            await until(lambda: app.metrics.swaps)
+            await until(lambda: app.metrics.model_swaps)
 
     asyncio.run(story())
 
@@ -206,7 +206,7 @@ def test_no_model_takes_over_while_the_log_is_down(tmp_path):
             with open_store(app.settings.database()) as store:
                 store.execute("ALTER TABLE heads RENAME TO gone")
                 point(pointer, bundle(tmp_path / "v2", "2"))
-                await until(lambda: app.metrics.swaps_refused)
+                await until(lambda: app.metrics.model_swaps_refused)
                 store.execute("ALTER TABLE gone RENAME TO heads")
             await until(lambda: app.log.failed is None)
             assert (await asked(app))["model"] == "finure-test:1"
@@ -266,7 +266,7 @@ def test_a_service_follows_an_alias_of_the_registry(tmp_path, monkeypatch):
         answers = [await asked(app, 15_000)]
         alias("2")
         assert look("1") == "2"
-        await until(lambda: app.metrics.swaps)
+        await until(lambda: app.metrics.model_swaps)
         answers.append(await asked(app, 15_000))
         task.cancel()
         app.log.close()

@@ -126,8 +126,7 @@ class Store(AbstractContextManager):
         connection: object,  # of sqlite3 or psycopg, in autocommit mode
         api: ModuleType,  # sqlite3 or psycopg: its errors are `api.Error` and so on (DB-API 2.0)
     ):
-        self.connection, self.api = connection, api
-        self.sqlite = api is sqlite3
+        self.connection, self.api, self.sqlite = connection, api, api is sqlite3
 
     def execute(self, sql: str, values: Sequence = ()) -> object:
         "Runs one statement; returns its cursor (`fetchall`, `fetchone`, `rowcount`)."

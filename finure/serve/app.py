@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CANNOT_START', 'log', 'interface', 'routes', 'described', 'metrics_page', 'describe', 'readiness',
-           'recorded_decision', 'App', 'respond', 'stream']
+           'recorded_decision', 'Lifespan', 'Serving', 'App', 'respond', 'stream']
 
 # %% ../../notebooks/30_serve/20_app.ipynb #e7be7940
 import asyncio
@@ -146,9 +146,44 @@ def _find(
     with closing(open_store(database, create=False)) as store:
         return find_record(store, decision_id)
 
-# %% ../../notebooks/30_serve/20_app.ipynb #f7c2b763
-class App:
-    "The ASGI application of a scorer."
+# %% ../../notebooks/30_serve/20_app.ipynb #97183750
+class Lifespan:
+    "Start and stop of a service, and what runs beside its requests."
+
+    def __init__(
+        self,
+        rest: Callable | None,  # ASGI: the lifespan of the host; None: a plain one
+    ):
+        self.background: list[Callable[[], Awaitable[None]]] = []  # what runs beside the requests while serving
+        self.closing: list[Callable[[], None]] = []  # what is to be ended well, in this order
+        self._rest, self._tasks = rest or _lifespan, []
+
+    async def _lifespan(self, scope: dict, receive: Callable, send: Callable) -> None:
+        "Start and stop: the host's own, with ours inside."
+
+        async def hear() -> dict:
+            event = await receive()
+            if event["type"] == "lifespan.startup":
+                self._tasks = [asyncio.create_task(work()) for work in self.background]
+            return event
+
+        async def say(event: dict) -> None:
+            if event["type"].startswith("lifespan.shutdown."):
+                await self.stop()
+            await send(event)
+
+        await self._rest(scope, hear, say)
+
+    async def stop(self) -> None:
+        "Ends what runs beside the requests, and brings the last records to disk."
+        for task in self._tasks:
+            task.cancel()
+        for close in self.closing:
+            await asyncio.to_thread(close)
+
+# %% ../../notebooks/30_serve/20_app.ipynb #698472c0
+class Serving(Lifespan):
+    "What serves now, and how another model takes over."
 
     def __init__(
         self,
@@ -160,12 +195,12 @@ class App:
         rest: Callable | None = None,  # ASGI: the lifespan of the host; None: a plain one
         trace: Callable | None = None,  # what records a span of a request
     ):
+        super().__init__(rest)
         self.settings, self.guard, self.log, self.trace = settings or Settings(), guard, log, trace
         self.metrics, self.numbers = Metrics({}), Numbers(log.head.chain if log else os.urandom(6).hex())
+        self.closing = [part.close for part in (log, trace) if part is not None]
         if log is not None:
             self.metrics.log = lambda: {"queue": log.depth, "lag_seconds": log.lag, "up": float(log.failed is None)}
-        self.background: list[Callable[[], Awaitable[None]]] = []  # what runs beside the requests while serving
-        self._rest, self._tasks = rest or _lifespan, []
         self.take_over(*self.prepare(scorer, bundle))
         gc.collect()
         gc.freeze()
@@ -189,6 +224,38 @@ class App:
         self.metrics.info = {"contract": named(scorer.contract), "model": decider.model}
         self.metrics.scores = Histogram(scorer.score_bounds)
         self.routes, self.decider = routes, decider
+
+    def find(
+        self,
+        path: str,
+    ) -> tuple[str, str, Route | None]:  # the route's own path, what follows it, the route
+        "The route of a path."
+        if (route := self.routes.get(path)) is not None:
+            return path, "", route
+        head, _, tail = path.rpartition("/")
+        return head + "/", tail, self.routes.get(head + "/") if head else None
+
+# %% ../../notebooks/30_serve/20_app.ipynb #05f9938c
+async def _take_body(
+    route: Route,
+    request: Request,
+    receive: Callable,
+    deadline: float,  # seconds
+) -> bool:  # False if the caller went away
+    "Reads the body of a request and what makes it repeatable."
+    check_media(request.headers, route.media)
+    request.key = repeat_key(request.headers)
+    body = await read_body(receive, request.headers, route.limit, deadline)
+    if body is None:
+        return False
+    request.body = body
+    if request.query and not route.params:
+        raise ProblemError(400, "bad-query", "The query of this path must be empty.")
+    return True
+
+# %% ../../notebooks/30_serve/20_app.ipynb #f7c2b763
+class App(Serving):
+    "The ASGI application of a scorer."
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         "Answers one request (or hands lifespan events to the host)."
@@ -214,17 +281,7 @@ class App:
             await send_it(send, answer, request_id, without_body=scope["method"] == "HEAD")
         except Exception as error:  # told here, as a server would print it with its text; it closes the connection
             _unexpected(error, request_id)
-        self._told(path if route else "other", answer.status, time.perf_counter() - started, headers, request_id)
-
-    def find(
-        self,
-        path: str,
-    ) -> tuple[str, str, Route | None]:  # the route's own path, what follows it, the route
-        "The route of a path."
-        if (route := self.routes.get(path)) is not None:
-            return path, "", route
-        head, _, tail = path.rpartition("/")
-        return head + "/", tail, self.routes.get(head + "/") if head else None
+        self.told(path if route else "other", answer.status, time.perf_counter() - started, headers, request_id)
 
     async def _answer(
         self,
@@ -241,19 +298,12 @@ class App:
         if (method := scope["method"]) != route.method and (method, route.method) != ("HEAD", "GET"):
             allow = b"GET, HEAD" if route.method == "GET" else b"POST"
             raise ProblemError(405, "method-not-allowed", f"Use {allow.decode()}.", ((b"allow", allow),))
-        if route.limit:
-            check_media(request.headers, route.media)
-            request.key = repeat_key(request.headers)
-            body = await read_body(receive, request.headers, route.limit, self.settings.deadline)
-            if body is None:
-                return None
-            request.body = body
-            if request.query and not route.params:
-                raise ProblemError(400, "bad-query", "The query of this path must be empty.")
+        if route.limit and not await _take_body(route, request, receive, self.settings.deadline):
+            return None
         answer = route.answer(request)
         return answer if isinstance(answer, Answer | Stream) else await answer
 
-    def _told(self, route: str, status: int, seconds: float, headers: dict[bytes, bytes], request_id: bytes) -> None:
+    def told(self, route: str, status: int, seconds: float, headers: dict[bytes, bytes], request_id: bytes) -> None:
         "Counts a request, and logs and traces it where that is asked for."
         self.metrics.request(route, status, seconds)
         if status >= 400 or self.settings.access_log:
@@ -262,30 +312,6 @@ class App:
             log.log(level, "refused" if status >= 400 else "answered", extra={"facts": facts})
         if self.trace is not None:
             self.trace(route, status, seconds, headers, {"finure.request_id": request_id.decode()})
-
-    async def _lifespan(self, scope: dict, receive: Callable, send: Callable) -> None:
-        "Start and stop: the host's own, with ours inside."
-
-        async def hear() -> dict:
-            event = await receive()
-            if event["type"] == "lifespan.startup":
-                self._tasks = [asyncio.create_task(work()) for work in self.background]
-            return event
-
-        async def say(event: dict) -> None:
-            if event["type"].startswith("lifespan.shutdown."):
-                await self.stop()
-            await send(event)
-
-        await self._rest(scope, hear, say)
-
-    async def stop(self) -> None:
-        "Ends what runs beside the requests, and brings the last records to disk."
-        for task in self._tasks:
-            task.cancel()
-        for part in (self.log, self.trace):
-            if part is not None:
-                await asyncio.to_thread(part.close)
 
 # %% ../../notebooks/30_serve/20_app.ipynb #3e73cb8a
 def _headers(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_ROW_VIOLATIONS', 'MAX_VALUES', 'MOST_BATCHES', 'CHUNK', 'READERS', 'FORMATS', 'MEDIA', 'Rows', 'json_rows',
-           'line_rows', 'csv_rows', 'parquet_rows', 'Batches']
+           'line_rows', 'csv_rows', 'parquet_rows', 'read_rows', 'Pieces', 'Batches']
 
 # %% ../../notebooks/30_serve/22_batch.ipynb #d249ee19
 import asyncio
@@ -148,15 +148,75 @@ FORMATS: dict[bytes, Callable[[bytes, Contract], Iterable[bytes]]] = {
 }
 MEDIA = (b"application/json", *FORMATS)
 
-# %% ../../notebooks/30_serve/22_batch.ipynb #1ecde59e
-class Batches:
-    "Decides batches with a decider."
+# %% ../../notebooks/30_serve/22_batch.ipynb #2a63add6
+def read_rows(
+    decider: Decider,
+    rows: list[bytes],
+    start: int,  # position of the first one in the batch
+    rejects: list[dict],  # rows that cannot be decided are added here
+) -> Iterator[tuple[int, dict]]:  # position and application of the rows that keep the contract
+    "Reads some rows of a batch."
+    for row, raw in enumerate(rows, start):
+        try:
+            yield row, decider.complete(decider.reader.read(raw))
+        except MalformedError as error:
+            unread = {"field": "", "given": "unreadable JSON", "allowed": str(error), "rule": "json"}
+            rejects.append({"row": row, "violations": [unread], "violations_found": 1})
+        except ViolationError as error:
+            rejects.append({"row": row, **listed(error, MAX_ROW_VIOLATIONS)})
+
+# %% ../../notebooks/30_serve/22_batch.ipynb #4b34015b
+class Pieces:
+    "Decides the rows of a batch, some at a time."
 
     def __init__(
         self,
         decider: Decider,
     ):
         self.decider, self.running = decider, 0
+
+    async def pieces(
+        self,
+        request: Request,
+        rows: Iterable[bytes],
+    ) -> AsyncIterator[tuple[list[msgspec.Raw], list[dict]]]:  # answers; rejects
+        "Decides rows, some at a time."
+        rows, start = iter(rows), 0
+        while piece := list(islice(rows, CHUNK)):
+            if start >= MAX_FILE_ROWS:
+                raise ProblemError(413, "content-too-large", f"A batch holds at most {MAX_FILE_ROWS:,} applications.")
+            yield await self.piece(request, piece, start)
+            start += len(piece)
+            await asyncio.sleep(0)
+
+    async def piece(
+        self,
+        request: Request,
+        rows: list[bytes],
+        start: int,  # position of the first one in the batch
+    ) -> tuple[list[msgspec.Raw], list[dict]]:  # answers, recorded; rejects
+        "Decides some rows of a batch."
+        decider, rejects = self.decider, []
+        good = list(read_rows(decider, rows, start, rejects))
+        decided = decider.scorer.decide_batch([application for _, application in good])
+        entries, answers = [], []
+        for (row, application), one in zip(good, decided, strict=True):
+            decision_id = decider.numbers.next()
+            answers.append(encode({"decision_id": decision_id} | decider.told(application, one.answer)))
+            key = b"%s %d" % (request.key, row) if request.key is not None else None
+            entries.append(decider.entry(request, decision_id, one.trace, rows[row - start], answers[-1], key))
+        if decider.log is not None:
+            stored = await asyncio.gather(*[on_disk(decider.log.submit(entry)) for entry in entries])
+            answers = [bytes(read_record(body).answer) for body in stored]
+        for one in decided:
+            decider.metrics.decision(one.answer)
+        decider.metrics.rejected_rows += len(rejects)
+        pairs = zip(good, answers, strict=True)
+        return [msgspec.Raw(b'{"row":%d,' % row + answer[1:]) for (row, _), answer in pairs], rejects
+
+# %% ../../notebooks/30_serve/22_batch.ipynb #1ecde59e
+class Batches(Pieces):
+    "Decides batches with a decider."
 
     async def predict(
         self,
@@ -209,58 +269,3 @@ class Batches:
             yield problem.answer.body + b"\n"
         finally:
             self.running -= 1
-
-    async def pieces(
-        self,
-        request: Request,
-        rows: Iterable[bytes],
-    ) -> AsyncIterator[tuple[list[msgspec.Raw], list[dict]]]:  # answers; rejects
-        "Decides rows, some at a time."
-        rows, start = iter(rows), 0
-        while piece := list(islice(rows, CHUNK)):
-            if start >= MAX_FILE_ROWS:
-                raise ProblemError(413, "content-too-large", f"A batch holds at most {MAX_FILE_ROWS:,} applications.")
-            yield await self.piece(request, piece, start)
-            start += len(piece)
-            await asyncio.sleep(0)
-
-    async def piece(
-        self,
-        request: Request,
-        rows: list[bytes],
-        start: int,  # position of the first one in the batch
-    ) -> tuple[list[msgspec.Raw], list[dict]]:  # answers, recorded; rejects
-        "Decides some rows of a batch."
-        decider, rejects = self.decider, []
-        good = list(self.read(rows, start, rejects))
-        decided = decider.scorer.decide_batch([application for _, application in good])
-        entries, answers = [], []
-        for (row, application), one in zip(good, decided, strict=True):
-            decision_id = decider.numbers.next()
-            answers.append(encode({"decision_id": decision_id} | decider.told(application, one.answer)))
-            key = b"%s %d" % (request.key, row) if request.key is not None else None
-            entries.append(decider.entry(request, decision_id, one.trace, rows[row - start], answers[-1], key))
-        if decider.log is not None:
-            stored = await asyncio.gather(*[on_disk(decider.log.submit(entry)) for entry in entries])
-            answers = [bytes(read_record(body).answer) for body in stored]
-        for one in decided:
-            decider.metrics.decision(one.answer)
-        decider.metrics.rejected_rows += len(rejects)
-        pairs = zip(good, answers, strict=True)
-        return [msgspec.Raw(b'{"row":%d,' % row + answer[1:]) for (row, _), answer in pairs], rejects
-
-    def read(
-        self,
-        rows: list[bytes],
-        start: int,
-        rejects: list[dict],  # rows that cannot be decided are added here
-    ) -> Iterator[tuple[int, dict]]:  # position and application of the rows that keep the contract
-        "Reads some rows of a batch."
-        for row, raw in enumerate(rows, start):
-            try:
-                yield row, self.decider.complete(self.decider.reader.read(raw))
-            except MalformedError as error:
-                unread = {"field": "", "given": "unreadable JSON", "allowed": str(error), "rule": "json"}
-                rejects.append({"row": row, "violations": [unread], "violations_found": 1})
-            except ViolationError as error:
-                rejects.append({"row": row, **listed(error, MAX_ROW_VIOLATIONS)})

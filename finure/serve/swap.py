@@ -115,13 +115,13 @@ async def follow(
         try:
             ready = await asyncio.to_thread(made_ready, app, followed(pointer))
         except Exception as error:  # whatever a broken bundle makes its loader raise
-            app.metrics.swaps_refused += 1
+            app.metrics.model_swaps_refused += 1
             facts = {"why": f"{type(error).__name__}: {error}"}
             log.error("a new model was refused; the old one keeps deciding", extra={"facts": facts})
             continue
         before = app.decider.model
         app.take_over(*ready)
-        app.metrics.swaps += 1
+        app.metrics.model_swaps += 1
         facts = {"before": before, "now": app.decider.model, "seconds": round(time.perf_counter() - started, 3)}
         log.info("a new model decides", extra={"facts": facts})
 
