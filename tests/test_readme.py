@@ -110,7 +110,7 @@ def test_serve_and_ask_with_curl(checkout):
 
 def test_a_file_is_scored_and_the_log_holds(checkout):
     application = json.loads((checkout / "application.json").read_text())
-    rows = [{**application, "application_id": i} for i in range(100)]
+    rows = [{**application, "application_id": 10_000_000 + i} for i in range(100)]
     pd.DataFrame(rows).to_csv(checkout / "applications.csv", index=False)
     for command in (SCORE, VERIFY):
         done = shell(command, checkout)
