@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'BLOCK', 'RESULTS', 'TABLES', 'PACKED', 'REJECTS', 'TWICE', 'Source', 'open_source', 'pieces', 'Ids', 'Part',
-           'Decider', 'Parts', 'Scored', 'rejects_of', 'score']
+           'Decider', 'Parts', 'begin', 'Scored', 'rejects_of', 'score']
 
 # %% ../notebooks/32_score.ipynb #53ceea02
 import codecs
@@ -32,7 +32,7 @@ from . import __version__
 from .audit.log import now
 from .audit.writer import DecisionLog, Entry
 from .bundle import Scorer, fingerprint, load_scorer
-from .contracts.check import Examined, delimiter, examine, reason
+from .contracts.check import Examined, delimiter, examine, readable, reason
 from .contracts.contract import REQUEST_ROLES, Column, Contract, allowed
 from .core import FinureError, Settings, atomic_path, sha256_file, write_atomic
 
@@ -61,7 +61,7 @@ def open_source(
         raise FinureError(f"{path.name}: expected a .parquet or .csv file (.csv also packed as .gz or .bz2).")
     if not path.is_file():
         raise FinureError(f"{path}: no such file.")
-    with _readable(path):
+    with readable(path):
         if kind == ".parquet":
             return Source(path, sha256_file(path), "", pq.ParquetFile(path).metadata.num_rows)
         return Source(path, sha256_file(path), *_text_of(path))
@@ -79,25 +79,13 @@ def _text_of(path: Path) -> tuple[str, int]:  # encoding, lines after the first
                 decoder, encoding = codecs.getincrementaldecoder("latin-1")(), "cp1252"
     return encoding, max(lines - 1, 0)
 
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    "Turns what readers of tables raise into a FinureError."
-    try:
-        yield
-    except FinureError:
-        raise
-    except Exception as error:  # every packer and codec has errors of its own
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        raise FinureError(f"{path.name}: not a readable table: {why}") from None
-
 # %% ../notebooks/32_score.ipynb #5282c45b
 def pieces(
     source: Source,
     rows: int = ROWS,  # of a piece
 ) -> Iterator[pd.DataFrame]:  # numbered from 0 each; a CSV comes as text in every column
     "A table, some rows at a time."
-    with _readable(source.path):
+    with readable(source.path):
         if not source.encoding:
             with pq.ParquetFile(source.path) as file:
                 for batch in file.iter_batches(rows):
@@ -295,26 +283,27 @@ class Parts:
                 raise FinureError(f"{self.folder.name}: another run is writing this result.") from None
             yield
 
-    def begin(
-        self,
-        made_from: dict[str, object],  # plain data
-        restart: bool,  # forget what there is
-    ) -> dict:  # made_from, and of the first start: `run`, a number of its own, and `day`
-        "Goes on with parts that were made from the same, or begins; raises FinureError if they were made from other."
-        path = self.folder / "run.json"
-        if path.exists() and not restart:
-            known = json.loads(path.read_text())
-            if other := [name for name in made_from if known.get(name) != made_from[name]]:
-                raise FinureError(
-                    f"{self.folder.name} holds a run that was stopped, and since then something changed: "
-                    f"{', '.join(other)}. Start with --restart to begin anew."
-                )
-            return known
-        for old in self.folder.glob("*.parquet"):
-            old.unlink()
-        known = made_from | {"run": secrets.token_hex(16), "day": f"{dt.datetime.now(dt.UTC):%Y-%m-%d}"}
-        write_atomic(path, json.dumps(known))
+# %% ../notebooks/32_score.ipynb #77a49eb6
+def begin(
+    parts: Parts,
+    made_from: dict[str, object],  # plain data
+    restart: bool,  # forget what there is
+) -> dict:  # made_from, and of the first start: `run`, a number of its own, and `day`
+    "Goes on with parts that were made from the same, or begins; raises FinureError if they were made from other."
+    path = parts.folder / "run.json"
+    if path.exists() and not restart:
+        known = json.loads(path.read_text())
+        if other := [name for name in made_from if known.get(name) != made_from[name]]:
+            raise FinureError(
+                f"{parts.folder.name} holds a run that was stopped, and since then something changed: "
+                f"{', '.join(other)}. Start with --restart to begin anew."
+            )
         return known
+    for old in parts.folder.glob("*.parquet"):
+        old.unlink()
+    known = made_from | {"run": secrets.token_hex(16), "day": f"{dt.datetime.now(dt.UTC):%Y-%m-%d}"}
+    write_atomic(path, json.dumps(known))
+    return known
 
 # %% ../notebooks/32_score.ipynb #79d759c6
 def _join(
@@ -429,7 +418,7 @@ def score(
             "contract": f"{scorer.contract.contract} {scorer.contract.version}", "finure": __version__,
             "explain": explain, "rows of a part": rows,
         }  # fmt: skip
-        made_from = parts.begin(made_from, restart)
+        made_from = begin(parts, made_from, restart)
         resumed = parts.whole()
         with closing((ids := Ids(parts.folder / "ids")).db):
             decider = Decider(scorer, model, dt.date.fromisoformat(made_from["day"]), ids, explain)

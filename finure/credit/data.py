@@ -14,8 +14,8 @@ import pandas as pd
 
 from ..contracts.check import Checked, check, read_table
 from ..contracts.contract import Contract
-from ..core import FinureError, Settings, atomic_path, generator
-from ..data import SIMULATED, Progress, data_folder, locate
+from ..core import FinureError, Settings, generator
+from ..data import SIMULATED, Progress, locate, simulated
 from ..simulate.bank import Bank, modelling_table, simulate
 
 # %% ../../notebooks/credit/00_data.ipynb #c53a251f
@@ -25,13 +25,9 @@ def table_path(
     progress: Progress = lambda done, size: None,
 ) -> Path:  # a file that is there
     "The file of a portfolio, pulled or simulated if need be."
-    if data != SIMULATED:
-        return locate(data, settings, progress)
-    path = data_folder(settings) / f"{SIMULATED}.parquet"
-    if not path.exists():
-        with atomic_path(path) as part:
-            modelling_table(simulate(Bank(n=40_000))).to_parquet(part, index=False)
-    return path
+    if data == SIMULATED:
+        return simulated(SIMULATED, lambda: modelling_table(simulate(Bank(n=40_000))), settings)
+    return locate(data, settings, progress)
 
 # %% ../../notebooks/credit/00_data.ipynb #4aee6de3
 def load_table(

@@ -15,8 +15,8 @@ import pandas as pd
 
 from ..contracts.check import Checked, check, read_table
 from ..contracts.contract import Contract
-from ..core import Settings, atomic_path
-from ..data import Progress, data_folder, locate
+from ..core import Settings
+from ..data import Progress, locate, simulated
 from ..simulate.cards import Cards, simulate_cards
 
 # %% ../../notebooks/fraud/00_data.ipynb #f3d9b183
@@ -55,13 +55,9 @@ def table_path(
     progress: Progress = lambda done, size: None,
 ) -> Path:  # a file that is there
     "The file of the transactions, pulled or simulated if need be."
-    if data != SIMULATED_CARDS:
-        return locate(data, settings, progress)
-    path = data_folder(settings) / f"{SIMULATED_CARDS}.parquet"
-    if not path.exists():
-        with atomic_path(path) as part:
-            simulated_table().to_parquet(part, index=False)
-    return path
+    if data == SIMULATED_CARDS:
+        return simulated(SIMULATED_CARDS, simulated_table, settings)
+    return locate(data, settings, progress)
 
 # %% ../../notebooks/fraud/00_data.ipynb #bc93040e
 def load_table(
