@@ -179,6 +179,7 @@ def test_a_batch_that_is_sent_again_gets_the_same_decisions(tmp_path):
     key, batch = {"idempotency-key": "night"}, b"[" + b",".join(body(amount=500 + i) for i in range(150)) + b",{}]"
     with serving(tmp_path) as app:
         first, again = (call(app, BATCH, batch, key)[2] for _ in range(2))
+        assert (app.metrics.outcomes.total(), app.metrics.replayed_decisions) == (150, 150)
         assert first == again and len(recorded(tmp_path)) == 150
         problem(409, call(app, BATCH, b"[" + body(amount=9999) + b"]", key))
         assert len(recorded(tmp_path)) == 150

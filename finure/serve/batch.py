@@ -13,7 +13,7 @@ import io
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
-from itertools import islice
+from itertools import compress, islice
 from typing import Any
 
 import msgspec
@@ -205,11 +205,14 @@ class Pieces:
             answers.append(encode({"decision_id": decision_id} | decider.told(application, one.answer)))
             key = b"%s %d" % (request.key, row) if request.key is not None else None
             entries.append(decider.entry(request, decision_id, one.trace, rows[row - start], answers[-1], key))
+        new = [True] * len(entries)
         if decider.log is not None:
             stored = await asyncio.gather(*[on_disk(decider.log.submit(entry)) for entry in entries])
+            new = [body is entry.body for body, entry in zip(stored, entries, strict=True)]
             answers = [bytes(read_record(body).answer) for body in stored]
-        for one in decided:
+        for one in compress(decided, new):
             decider.metrics.decision(one.answer)
+        decider.metrics.replayed_decisions += new.count(False)
         decider.metrics.rejected_rows += len(rejects)
         pairs = zip(good, answers, strict=True)
         return [msgspec.Raw(b'{"row":%d,' % row + answer[1:]) for (row, _), answer in pairs], rejects
