@@ -202,6 +202,22 @@ def servers(model: Model, folder: Path) -> dict[str, Server]:
     }
 
 
+def empty_service() -> Server:
+    "BentoML with nothing in it: the floor of the time to start."
+    command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", "PORT", "with_nothing:Empty"]
+    return Server("BentoML, an empty service", command, RIVALS, {}, "/readyz", "/ping")
+
+
+def starts(server: Server, model: Model, folder: Path, times: int) -> list[tuple[str, float]]:
+    "Seconds until a server is ready, over and over, and an empty one in turn with it."
+    found = []
+    for _ in range(times):
+        for name, each in (("empty", empty_service()), ("start", server)):
+            with running(name, each, model, folder) as up:
+                found.append((each.what, up.seconds))
+    return found
+
+
 def save_for_mlflow(model: Model, path: Path, frame: object) -> None:
     "The pipeline as an MLflow model with a signature."
     import mlflow.sklearn
@@ -488,6 +504,10 @@ def compare(plan: dict, model: Model, folder: Path) -> dict:
             found["sustained"] = [sustain(entered["log"], *run) for run in runs]
             show_sustained(found["sustained"])
     if "log" in chosen:
+        found["starts"] = starts(chosen["log"], model, folder, plan["rounds"])
+        for what in dict.fromkeys(what for what, _ in found["starts"]):
+            seconds = statistics.median(each for name, each in found["starts"] if name == what)
+            out.print(f"{what}: ready after {seconds:.1f} s (median of {plan['rounds']}, alone on the machine)")
         found["imports"] = imports(chosen["log"], model, folder)
         out.print(f"imports of the service: {found['imports']}")
     return found

@@ -229,6 +229,18 @@ def test_a_body_that_does_not_come_is_a_408(port):
         assert is_problem(rest(sock), 408)
 
 
+@pytest.mark.parametrize("cuts", [(), (20,), (200,), (60, 61, 300)], ids=str)
+def test_requests_behind_one_another_are_answered_in_their_order_however_they_arrive(port, cuts):
+    page = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"
+    first, bad = request(body(), "x-request-id: first", close=False), request(b"{", "x-request-id: bad", close=False)
+    sent = first + page + bad + first.replace(b"first", b"other") + request(body(), "x-request-id: last")
+    parts = [sent[a:b] for a, b in zip((0, *cuts), (*cuts, len(sent)), strict=True)]
+    answered = said(port, *parts, pause=0.05)
+    heads = re.findall(rb"HTTP/1.1 (\d+) .*?x-request-id: ([\w-]+)", answered, re.DOTALL)
+    assert [int(status) for status, _ in heads] == [200, 200, 400, 200, 200]
+    assert [name for _, name in heads if len(name) < 6] == [b"first", b"bad", b"other", b"last"]
+
+
 def test_an_idle_connection_may_be_used_again(port):
     client = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     for _ in range(2):
