@@ -65,12 +65,14 @@ class Settings(BaseSettings):
     port: int = 3000
     log_level: str = "INFO"
     access_log: bool = False  # serving: a log line for every request, not only for those that were refused
-    database_url: str | None = None  # the decision log: sqlite:///... or postgresql://...; default: sqlite in `home`
+    database_url: str | None = Field(default=None, repr=False)  # the decision log; default: sqlite in `home`
+    redis_url: str | None = Field(default=None, repr=False)  # the state of customers and terminals, for several workers
     decision_log: bool = True  # serving: whether decisions are recorded; off only to measure what the log costs
     rate_limit: float = Field(default=0, ge=0)  # serving: requests a second for each API key; 0: no limit
     max_waiting: int = Field(default=256, ge=1)  # serving: decisions not yet on disk before new requests get a 503
     deadline: float = Field(default=10, gt=0)  # serving: seconds for a request to arrive whole
     follow: Path | None = None  # serving: a file that names the bundle to serve; a new name is followed
+    notices: Path | None = None  # the file that tells notices who the creditor is
 
     def __init__(
         self,

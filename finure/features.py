@@ -142,6 +142,20 @@ def _positives_batch(*columns: np.ndarray) -> np.ndarray:
     "How many of the columns are above zero, per row."
     return sum((column > 0).astype(float) for column in columns)
 
+# %% ../notebooks/04_features.ipynb #838cb6f8
+def _decimals(a: float) -> float:
+    "How many of three decimals an amount has."
+    if a != a:
+        return NAN
+    thousandths = round(abs(a) * 1000) if abs(a) < 1e9 else 0
+    return float(bool(thousandths % 1000)) + bool(thousandths % 100) + bool(thousandths % 10)
+
+
+def _decimals_batch(a: np.ndarray) -> np.ndarray:
+    "The decimals of a whole column."
+    thousandths = np.rint(np.where(np.abs(a) < 1e9, np.abs(a), 0.0) * 1000)
+    return np.where(np.isnan(a), NAN, sum((thousandths % step != 0).astype(float) for step in (1000, 100, 10)))
+
 # %% ../notebooks/04_features.ipynb #41005c2e
 TEXT_OPERATIONS: dict[str, Callable[[Text, frozenset], float]] = {
     "text_given": lambda text, _: float(bool(text.words)),
@@ -170,6 +184,7 @@ OPERATIONS = {
     "highest": Operation(_highest, _highest_batch, None),
     "lowest": Operation(_lowest, _lowest_batch, None),
     "positives": Operation(_positives, _positives_batch, None),
+    "decimals": Operation(_decimals, _decimals_batch, 1),
 }
 
 # %% ../notebooks/04_features.ipynb #33593e54

@@ -18,7 +18,8 @@ def limits(
 ) -> dict[str, float]:  # min_<figure> or max_<figure>: the limit
     "The limits of a portfolio; raises FinureError for a limit that is none."
     content = read_yaml(path)
-    found = (content.get("default") or {}) | (content.get(section) or {})
+    laid = (content.get("default") or {}) | (content.get(section) or {})
+    found = {name: limit for name, limit in laid.items() if limit is not None}
     for name, limit in found.items():
         if name[:4] not in ("min_", "max_") or isinstance(limit, bool) or not isinstance(limit, int | float):
             file = Path(path).name

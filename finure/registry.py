@@ -9,6 +9,7 @@ __all__ = ['MLFLOW_TYPES', 'client', 'signature', 'BundleModel', 'register', 'at
 import logging
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import pandas as pd
 
 from . import __version__
 from .bundle import load_scorer
-from .contracts.contract import REQUEST_ROLES, Contract, load
+from .contracts.contract import REQUEST_ROLES, Contract
 from .core import FinureError, Settings, telemetry_off
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ MLFLOW_TYPES = {
 # %% ../notebooks/20_registry.ipynb #93425e29
 def signature(
     contract: Contract,
+    answers: Mapping[str, Mapping],  # JSON schemas of what is answered, by name; `answer_schema` of a scorer
 ) -> "ModelSignature":
     "The MLflow signature of a contract: what is asked for when an application is scored, and what is answered."
     from mlflow.models import ModelSignature
@@ -69,14 +71,9 @@ def signature(
         whole = column.levels and all(isinstance(level, int) for level in column.levels)
         required = column.null == "refused" and column.role not in ("id", "event_time")
         inputs.append(ColSpec("long" if whole else MLFLOW_TYPES[column.type], name, required=required))
-    answers = [
-        ("pd", "double"),
-        ("score", "double"),
-        ("grade", "string"),
-        ("decision", "string"),
-        ("reasons", "string"),
-    ]
-    return ModelSignature(inputs=Schema(inputs), outputs=Schema([ColSpec(kind, name) for name, kind in answers]))
+    numbers = {name: schema.get("type") in ("number", "integer") for name, schema in answers.items()}
+    outputs = [ColSpec("double" if number else "string", name) for name, number in numbers.items()]
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema([*outputs, ColSpec("string", "reasons")]))
 
 # %% ../notebooks/20_registry.ipynb #96a8b892
 class BundleModel:
@@ -94,6 +91,8 @@ class BundleModel:
         params: dict | None = None,  # MLflow passes it; there is none
     ) -> pd.DataFrame:  # pd, score, grade, decision, reasons; index of the input
         "Decides on every row; raises FinureError that names the first row and field that break the contract."
+        if not hasattr(self.scorer, "decide_frame"):
+            raise FinureError("This model decides one by one, from what it has seen before: ask its service.")
         return self.scorer.decide_frame(frame)
 
 
@@ -114,8 +113,8 @@ def register(
     "Registers a bundle that passed its gate and gives it the alias `challenger`."
     import mlflow
 
-    settings, store = settings or Settings(), client(settings)
-    experiment, wanted = _experiment(store, name, settings), signature(load(bundle / "contract.yaml"))
+    settings, store, scorer = settings or Settings(), client(settings), load_scorer(bundle)
+    experiment, wanted = _experiment(store, name, settings), signature(scorer.contract, scorer.answer_schema)
     with mlflow.start_run(experiment_id=experiment, run_name=tags.get("run"), tags=tags) as run:
         mlflow.log_params(params)
         mlflow.log_metrics(metrics)

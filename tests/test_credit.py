@@ -1,5 +1,6 @@
 """The credit models: signs, reasons, parity and determinism, on a small simulated bank"""
 
+import datetime as dt
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -7,11 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
+from serving import PREDICT, call
 
+from finure.audit.writer import DecisionLog
 from finure.bundle import load_scorer
 from finure.contracts.check import check, good_bad
 from finure.contracts.contract import load
-from finure.core import FinureError
+from finure.contracts.schema import asked
+from finure.core import FinureError, Settings
 from finure.credit.data import split_rows
 from finure.credit.decide import Scale
 from finure.credit.model import (
@@ -26,6 +31,8 @@ from finure.credit.model import (
 )  # fmt: skip
 from finure.credit.validate import decided, figures, information_table, largest_difference, reason_table
 from finure.features import FeatureSet, TreeColumns
+from finure.notices.render import read_notice
+from finure.serve.app import App
 from finure.simulate.bank import Bank, modelling_table, simulate
 
 SCALE = {"pdo": 40.0, "ref_score": 600.0, "ref_odds": 10.0}
@@ -266,3 +273,31 @@ def test_tree_columns_have_the_contracts_signs(training):
     signs = {name: about.risk for name, about in training.contract.model_features().items()}
     assert dict(zip(columns.names, columns.monotone, strict=False)).items() >= signs.items()
     assert isinstance(columns.batch(training.values), np.ndarray) and pd.notna(columns.monotone).all()
+
+
+LENDER = {"name": "Sample Lender", "address": ["1 First Street"], "phone": "555-0100"}
+CREDITOR = {
+    "creditor": LENDER, "reasons_office": LENDER, "agencies": ["ftc"], "contracts": ["simulated_bank"],
+    "credit": "a personal loan", "time_zone": "UTC", "consumer_report": False, "score_used": False,
+    "outside_information": False,
+}  # fmt: skip
+
+
+@KINDS
+def test_a_declined_application_gets_its_notice(kind, scorers, rows, contract, tmp_path):
+    (tmp_path / "notices.yaml").write_text(yaml.safe_dump(CREDITOR))
+    settings = Settings(database_url=f"sqlite:///{tmp_path}/decisions.db", notices=tmp_path / "notices.yaml")
+    frame = rows[0].head(500)
+    row = frame[(scorers[kind].decide_frame(frame)["decision"] == "decline").to_numpy()].iloc[0]
+    application = {name: None if pd.isna(row[name]) else row[name] for name in asked(contract)}
+    application |= {"application_date": str(dt.datetime.now(dt.UTC).date())}
+    log = DecisionLog(settings.database_url)
+    app = App(scorers[kind], "its checksum", log, settings=settings)
+    answer = json.loads(call(app, PREDICT, json.dumps(application, default=lambda value: value.item()).encode())[2])
+    case = json.dumps({"applicant": {"name": "Pat Doe", "address": ["3 Third Street"]}}).encode()
+    status, _, page = call(app, f"/api/v1/notices/{answer['decision_id']}", case, {"accept": "text/html"})
+    log.close()
+    facts, text = read_notice(page)
+    assert (status, answer["decision"]) == (200, "decline")
+    assert [(one.code, one.text) for one in facts.reasons] == [(one["code"], one["text"]) for one in answer["reasons"]]
+    assert facts.reasons and all(one.text in text for one in facts.reasons) and str(answer["score"]) not in text

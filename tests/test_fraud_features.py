@@ -223,6 +223,15 @@ def test_threads_and_ids_of_any_size_change_nothing(monkeypatch):
             np.testing.assert_array_equal(values, other[name], err_msg=name)
 
 
+def test_the_compiled_walk_of_large_tables_changes_nothing(monkeypatch):
+    frame = history(seed=9)
+    expected = batch(columns(frame))
+    monkeypatch.setattr("finure.fraud.features.COMPILE", 0)
+    compiled = batch(columns(frame), threads=2)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(values, compiled[name], err_msg=name)
+
+
 def test_largest_amounts_stay_exact():
     n = 50
     time = np.arange(n) * HOUR

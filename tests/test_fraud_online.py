@@ -14,7 +14,7 @@ from test_fraud_features import columns, history
 
 from finure.core import FinureError, generator
 from finure.fraud.features import DAY, HANDBOOK, RICH, batch
-from finure.fraud.online import Online, Transaction, transaction
+from finure.fraud.online import Online, RepeatError, Transaction, transaction
 from finure.fraud.stores import RECORD, Journal, LocalStore, RedisStore, read_journal
 
 
@@ -98,7 +98,8 @@ def test_repeats_change_nothing():
     for event in events(table):
         rows.append(online.observe(event))
         assert online.observe(event) == rows[-1]
-        assert online.observe(event._replace(cents=1, time=0)) == rows[-1]  # the first one stands
+        with pytest.raises(RepeatError, match=f"{event.id} came before with another"):
+            online.observe(event._replace(cents=1, time=0))
     assert_equal(rows, table._replace(frauds=table.frauds[:0], known=table.known[:0]))
 
 
@@ -280,7 +281,8 @@ def test_redis_repeats_get_their_first_answer(client):
             store.feedback(key, True, what)
     for event in [event for event in events(table) if event.time > table.time[-1] - DAY]:
         assert store.observe(event) == rows[event.id]
-        assert store.observe(event._replace(customer=999, cents=1)) == rows[event.id]
+        with pytest.raises(RepeatError, match=f"{event.id} came before with another"):
+            store.observe(event._replace(customer=999, cents=1))
     with pytest.raises(FinureError, match="was answered days ago; its answer is in the decision log"):
         store.observe(events(table)[500])
 

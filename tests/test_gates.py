@@ -15,6 +15,11 @@ def test_a_portfolio_without_a_section_has_the_defaults():
     assert limits(FILE, "lendingclub") != limits(FILE, "default")
 
 
+def test_a_portfolio_may_take_a_default_away(tmp_path):
+    (tmp_path / "gates.yaml").write_text("default: {min_auc: 0.6, max_psi: 0.25}\ncards: {max_psi: null}\n")
+    assert limits(tmp_path / "gates.yaml", "cards") == {"min_auc": 0.6}
+
+
 @pytest.mark.parametrize(("value", "passed"), [(0.69999, False), (0.7, True), (0.71, True)])
 def test_a_minimum_is_inclusive(value, passed):
     assert check_gates({"auc": value}, {"min_auc": 0.7})[0]["passed"] is passed

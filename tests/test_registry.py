@@ -10,7 +10,7 @@ import pytest
 
 from finure.contracts.contract import parse
 from finure.core import FinureError, Settings
-from finure.credit.decide import Scale, load_scorer
+from finure.credit.decide import ANSWER, Scale, load_scorer
 from finure.credit.model import Training, fit_scorecard, policy, write_bundle
 from finure.features import FeatureSet
 from finure.registry import attach, bundle_of, client, find, register, signature, versions
@@ -95,8 +95,9 @@ def test_the_signature_is_the_contracts(registered, settings):
     import mlflow
 
     client(settings)
-    assert mlflow.models.get_model_info("models:/finure-tiny/1").signature == signature(CONTRACT)
-    required = {column.name: column.required for column in signature(CONTRACT).inputs}
+    wanted = signature(CONTRACT, ANSWER)
+    assert mlflow.models.get_model_info("models:/finure-tiny/1").signature == wanted
+    required = {column.name: column.required for column in wanted.inputs}
     assert required == {"on": False, "use": True, "count": False, "kind": True, "home": False}
 
 

@@ -13,12 +13,10 @@ from finure.credit.tables import (
     decisions,
     examples,
     explain,
-    find_run,
-    html_table,
-    previous,
     read_run,
 )
 from finure.credit.validate import reason_table
+from finure.report import find_run, html_table, registered_before
 from finure.run.door import run
 from finure.simulate.bank import modelling_table, simulate
 from finure.simulate.world import Bank
@@ -105,7 +103,7 @@ def test_the_decisions_and_reasons_are_those_of_the_model(trained, home):
     assert len(explained.table) == min(40, (decided["decision"] != "approve").sum())
     assert explained.table["reasons"].map(len).between(1, 4).all()
     assert set(explained.table["decision"]) <= {"refer", "decline"}
-    assert previous(read, home) is None
+    assert registered_before(read.result, read.record["started"], home) is None
 
 
 def test_when_all_are_approved_there_are_no_reasons(trained):

@@ -18,7 +18,7 @@ import msgspec
 
 from .. import __version__
 from .log import FIRST_PREV, Record, Store, body_hash, find_record, record_hash
-from ..bundle import Decided, Scorer, fingerprint, load_scorer
+from ..bundle import Decided, Scorer, feature_names, fingerprint, load_scorer
 from ..contracts.read import ApplicationReader, MalformedError, ViolationError
 from ..core import FinureError, Settings
 
@@ -269,7 +269,7 @@ def differences(
 ) -> list[Difference]:
     "What came out differently: the answer, each feature by name, and all else that was traced."
     now = msgspec.json.decode(msgspec.json.encode(decided))  # numbers and dates as a record holds them
-    (answer, trace), model = now, Model("", features=names)
+    (answer, trace, _), model = now, Model("", features=names)
     recorded = {name: value for name, value in decision.answer.items() if name not in NOT_DECIDED}
     before, after = dict(decision.trace), dict(trace)
     features = [named_features(part.pop("features", None) or [], model) for part in (before, after)]
@@ -311,5 +311,5 @@ def replay(
         return Replayed(id, "cannot", found, why=f"the request does not keep the contract: {error}", notes=notes)
     except Exception as error:  # of any product's scorer
         return Replayed(id, "cannot", found, why=f"the model fails: {type(error).__name__}: {error}", notes=notes)
-    changed = differences(decision, decided, list(scorer.contract.model_features()))
+    changed = differences(decision, decided, feature_names(scorer))
     return Replayed(id, "differs" if changed else "same", found, changed, notes=notes)

@@ -15,6 +15,7 @@ import queue
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import NamedTuple
@@ -218,9 +219,9 @@ def _answer(
 class _Writer(threading.Thread):
     "Takes what waits, writes it, answers; in a failure refuses everything until a write works again."
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, before_commit: Callable[[], None] | None):
         super().__init__(name="decision-log", daemon=True)
-        self.url, self.chain = url, Chain(open_store(url))
+        self.url, self.chain, self.before_commit = url, Chain(open_store(url)), before_commit
         self.queue: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
         self.failed: str | None = None
         self.closing = False
@@ -251,6 +252,8 @@ class _Writer(threading.Thread):
         "Writes a group in one transaction and answers it."
         self.writing, self.since, self.shared = len(group), time.monotonic(), len(group) > 1
         try:
+            if self.before_commit is not None:
+                self.before_commit()
             outcomes = write_apart(self.chain, [entry for entry, _, _ in group])
         except Exception as error:  # whatever it is: what is not surely written may not be answered
             self.failed = f"The decision log cannot be written: {_reason(error)}."
@@ -277,8 +280,9 @@ class DecisionLog:
     def __init__(
         self,
         url: str,  # sqlite:///path or postgresql://...
+        before_commit: Callable[[], None] | None = None,  # what must be on disk before records; in the writer's thread
     ):
-        self._writer = _Writer(url)
+        self._writer = _Writer(url, before_commit)
         self._put = self._writer.queue.put
         self._writer.start()
 

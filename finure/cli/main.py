@@ -16,7 +16,9 @@ from rich.console import Console
 from .. import __version__
 from .audit import audit_app
 from .data import contract_app, data_app
+from .fraud import fraud_app, simulate_app
 from .image import image
+from .notices import notice_app
 from .runs import registry_app, report, run_job, run_pipeline
 from .score import score
 from .serving import keys_app, serve
@@ -39,6 +41,7 @@ for command, does in (
     app.command(command)(does)
 PARTS = {
     "data": data_app, "contract": contract_app, "registry": registry_app, "keys": keys_app, "audit": audit_app,
+    "fraud": fraud_app, "simulate": simulate_app, "notice": notice_app,
 }  # fmt: skip
 for name, part in PARTS.items():
     app.add_typer(part, name=name)

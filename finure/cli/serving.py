@@ -59,7 +59,9 @@ def _keys() -> list:
 @keys_app.command("create")
 def keys_create(
     name: Annotated[str, typer.Argument(help="Whose key it is, such as branch-portal.")],
-    scope: Annotated[list[str] | None, typer.Option(help="predict, simulate, audit or admin; repeatable.")] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option(help="predict, feedback, simulate, audit or admin; repeatable.")
+    ] = None,
     rate: Annotated[float, typer.Option(help="Requests a second; 0: FINURE_RATE_LIMIT.")] = 0,
 ) -> None:
     "Makes a key and prints it, this once; only its hash is kept."

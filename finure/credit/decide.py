@@ -10,8 +10,6 @@ __all__ = ['LEAST_PD', 'MOST_PD', 'LEAST_RAW', 'MOST_RAW', 'ANSWER', 'Scale', 'C
 import json
 import math
 import operator
-import struct
-import threading
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
@@ -20,15 +18,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..bundle import Decided
+from ..bundle import Decided, OneRow, compiled
 from ..contracts.contract import Contract, load
 from ..core import FinureError
 from ..explain.reasons import MOST_REASONS, PrincipalReasons, shortfall
+from ..explain.reference import read_reference
 from ..features import FeatureSet, TreeColumns
 from ..metrics import ScoreScale
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from finure.serve.answers import Route
+    from finure.serve.decider import Decider
 
 # %% ../../notebooks/credit/35_decide.ipynb #f13372b7
 class Scale:
@@ -169,45 +171,6 @@ def _compile_points(
     exec("\n".join([*lines, f"    return [{', '.join(found)}]"]), names)
     return names["read"]
 
-# %% ../../notebooks/credit/35_decide.ipynb #c9d40550
-def _session(
-    path: Path,  # an ONNX model
-):  # onnxruntime.InferenceSession
-    "A session that uses one thread and does not spin."
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-# %% ../../notebooks/credit/35_decide.ipynb #b50c1d64
-class _OneRow:
-    "The compiled model's probability of bad for one row at a time."
-
-    def __init__(
-        self,
-        session,  # onnxruntime.InferenceSession
-        columns: int,  # of a row
-    ):
-        import onnxruntime as ort
-
-        self._row, self._answer = np.zeros((1, columns), np.float32), np.zeros((1, 2), np.float32)
-        self._session, self._binding, self._lock = session, session.io_binding(), threading.Lock()
-        self._binding.bind_ortvalue_input("X", ort.OrtValue.ortvalue_from_numpy(self._row))
-        self._binding.bind_ortvalue_output("probabilities", ort.OrtValue.ortvalue_from_numpy(self._answer))
-        self._fill, self._bytes = struct.Struct(f"{columns}f").pack_into, memoryview(self._row).cast("B")
-
-    def __call__(
-        self,
-        row: Sequence[float],  # one value per column, each within float32
-    ) -> float:
-        "The probability."
-        with self._lock:
-            self._fill(self._bytes, 0, *row)
-            self._session.run_with_iobinding(self._binding)
-            return self._answer.item(1)
-
 # %% ../../notebooks/credit/35_decide.ipynb #8c9c772b
 class Trees:
     "Boosted trees with their calibration: the probability of default."
@@ -221,8 +184,8 @@ class Trees:
         from finure.explain.trees import load_contributions
 
         self.columns = TreeColumns(contract)
-        self.session = _session(bundle / "model.onnx")
-        self._one = _OneRow(self.session, len(self.columns.names))
+        self.session = compiled(bundle / "model.onnx")
+        self._one = OneRow(self.session, len(self.columns.names))
         self.tables = load_contributions(bundle / "contributions.npz")
         self.slope, self.intercept = calibration["slope"], calibration["intercept"]
         self.features = list(range(len(contract.model_features())))
@@ -354,9 +317,26 @@ class _Loaded:
         self.principal = PrincipalReasons([feature.reason for _, feature in used], self.contract.reasons)
         self._told = [{"code": r.category, "text": r.text} for r in self.contract.reasons.values()]
         self.bands = Bands(self.facts["grades"], self.facts["policy"])
+        self.reference, self.cutoff = read_reference(bundle), self.facts["policy"]["approve_up_to"]
         self.info = {key: value for key, value in self.facts.items() if key != "scorer"}
         self.answer_schema = ANSWER
         self.score_bounds = range(self.scale.low, self.scale.high, 25)
+
+    risk_name = "probability of default"
+
+    def risk(
+        self,
+        values: Sequence[float],  # all of `features.names`
+    ) -> float:
+        "The probability of default."
+        return self.model.pd(self.model.read(values))
+
+    def pushes(
+        self,
+        values: Sequence[float],
+    ) -> list[float]:  # by `features.used`
+        "How far each feature pushed toward denial."
+        return self.model.hurt(self.model.read(values))
 
     def texts(
         self,
@@ -427,6 +407,20 @@ class CreditScorer(_Loaded):
     ) -> "pd.DataFrame":  # pd, score, grade, decision, reasons (joined by "; "), in the input's order and index
         "Decides on a table; raises FinureError that names what breaks the contract."
         return _decide_frame(self, frame)
+
+    def routes(
+        self,
+        decider: "Decider",  # of finure.serve.decider
+    ) -> "dict[str, Route]":  # by path
+        "Explanations, and notices to applicants where FINURE_NOTICES says who the creditor is."
+        from finure.serve.explain import explain_routes
+
+        own = explain_routes(decider, self, self.reference)
+        if decider.settings.notices is None:
+            return own
+        from finure.notices.routes import routes
+
+        return own | routes(decider)
 
 # %% ../../notebooks/credit/35_decide.ipynb #6d89b6da
 def with_event_time(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALLEST_BIN', 'TREND', 'LEAST_IV', 'MOST_CORRELATION', 'BOOSTING', 'MOST_ROUNDS', 'ROUND_STEP', 'FOLDS', 'THREADS',
            'Training', 'recency_weight', 'Binned', 'bin_feature', 'FittedScorecard', 'fit_scorecard', 'FittedTrees',
-           'fit_trees', 'to_onnx', 'grades', 'policy', 'write_bundle']
+           'tree_parameters', 'fit_trees', 'to_onnx', 'grades', 'policy', 'write_bundle']
 
 # %% ../../notebooks/credit/30_model.ipynb #6cf87ffa
 import logging
@@ -269,20 +269,26 @@ def _sigmoid(
     "Log-odds to probability."
     return 1 / (1 + np.exp(-z))
 
+# %% ../../notebooks/credit/30_model.ipynb #1f9ac1bf
+def tree_parameters(
+    training: Training,
+    settings: Mapping | None = None,  # overrides of BOOSTING
+) -> dict:  # for xgboost
+    "How trees are grown, with the signs of the contract."
+    if unknown := set(settings or {}) - set(BOOSTING):
+        raise FinureError(f"boosting: unknown setting {', '.join(sorted(unknown))}. Known: {', '.join(BOOSTING)}.")
+    return BOOSTING | dict(settings or {}) | {
+        "objective": "binary:logistic", "tree_method": "hist", "nthread": THREADS, "seed": training.seed,
+        "monotone_constraints": tuple(TreeColumns(training.contract).monotone),
+    }  # fmt: skip
+
 # %% ../../notebooks/credit/30_model.ipynb #44192634
 def fit_trees(
     training: Training,
     settings: Mapping | None = None,  # overrides of BOOSTING
 ) -> FittedTrees:
     "Chooses the number of rounds, fits on all rows, calibrates on out-of-fold predictions."
-    columns = TreeColumns(training.contract)
-    if unknown := set(settings or {}) - set(BOOSTING):
-        raise FinureError(f"boosting: unknown setting {', '.join(sorted(unknown))}. Known: {', '.join(BOOSTING)}.")
-    parameters = BOOSTING | dict(settings or {}) | {
-        "objective": "binary:logistic", "tree_method": "hist", "nthread": THREADS, "seed": training.seed,
-        "monotone_constraints": tuple(columns.monotone),
-    }  # fmt: skip
-    rows = columns.batch(training.values)
+    parameters, rows = tree_parameters(training, settings), TreeColumns(training.contract).batch(training.values)
     rounds, margins = _choose_rounds(rows, training, parameters)
     line = LogisticRegression(C=np.inf).fit(margins[:, None], training.bad, training.weight)
     slope, intercept = float(line.coef_[0, 0]), float(line.intercept_[0])

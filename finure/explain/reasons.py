@@ -85,7 +85,7 @@ class PrincipalReasons:
         self.ids, self.min_share = list(catalogue), min_share
         if unknown := [reason for reason in reasons if reason not in catalogue]:
             raise FinureError(f"The reason {unknown[0]!r} is not in the catalogue of reasons; add it to the contract.")
-        self._at = [self.ids.index(reason) for reason in reasons]
+        self.at = [self.ids.index(reason) for reason in reasons]  # by feature: position in the catalogue
 
     def of(
         self,
@@ -93,7 +93,7 @@ class PrincipalReasons:
     ) -> list[int]:  # positions in the catalogue, the largest first, at most four; empty only if nothing hurts
         "The principal reasons of one applicant."
         totals = [0.0] * len(self.ids)
-        for at, push in zip(self._at, hurt, strict=True):
+        for at, push in zip(self.at, hurt, strict=True):
             totals[at] += push
         if isnan(sum(totals)):
             raise FinureError(NOT_A_NUMBER)
@@ -108,7 +108,7 @@ class PrincipalReasons:
     ) -> np.ndarray:  # (rows, four): positions in the catalogue, the largest first; -1 where there is none
         "The principal reasons of many applicants."
         totals = np.zeros((len(hurt), max(len(self.ids), MOST_REASONS)))
-        for i, at in enumerate(self._at):
+        for i, at in enumerate(self.at):
             totals[:, at] += hurt[:, i]
         if np.isnan(totals).any():
             raise FinureError(NOT_A_NUMBER)

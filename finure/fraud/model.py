@@ -23,7 +23,9 @@ from ..contracts.contract import Contract, to_plain
 from ..core import FinureError, write_atomic
 from ..explain.trees import save_contributions, tree_contributions
 from .data import Transactions
+from .features import RICH
 from .protocol import Fold
+from .rules import copy_rules
 
 # %% ../../notebooks/fraud/30_model.ipynb #db4ca02e
 BOOSTING = {
@@ -226,6 +228,7 @@ def write_bundle(
     calibration: Calibration,
     thresholds: dict[str, float],  # review and block, from `limits`
     facts: dict,  # what else model.json says: name, run, data, metrics, features ...
+    rules: Path | None = None,  # the file of rules to decide with; None: those of FINURE_HOME or of the checkout
 ) -> Path:  # the folder
     "Writes a model as a bundle of plain files."
     folder.mkdir(parents=True)
@@ -240,4 +243,6 @@ def write_bundle(
     }  # fmt: skip
     write_atomic(folder / "contract.yaml", yaml.safe_dump(to_plain(contract), sort_keys=False, allow_unicode=True))
     write_atomic(folder / "model.json", json.dumps(about | facts, indent=1))
+    if rules is not None:
+        copy_rules(rules, folder / "rules", [feature.name for feature in RICH])
     return folder

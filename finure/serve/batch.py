@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from ..bundle import Decided
 from ..contracts.contract import Column, Contract
 from ..contracts.read import MalformedError, ViolationError
 from ..contracts.schema import asked
@@ -165,6 +166,21 @@ def read_rows(
         except ViolationError as error:
             rejects.append({"row": row, **listed(error, MAX_ROW_VIOLATIONS)})
 
+
+def _sorted_out(
+    good: list[tuple[int, dict]],  # position and application
+    decided: list[Decided | ViolationError],
+    rejects: list[dict],  # rows that could not be decided are added here
+) -> tuple[list[tuple[int, dict]], list[Decided]]:
+    "The rows that were decided."
+    wrong = [isinstance(one, ViolationError) for one in decided]
+    if not any(wrong):
+        return good, decided
+    for (row, _), error in compress(zip(good, decided, strict=True), wrong):
+        rejects.append({"row": row, **listed(error, MAX_ROW_VIOLATIONS)})
+    right = [not one for one in wrong]
+    return list(compress(good, right)), list(compress(decided, right))
+
 # %% ../../notebooks/30_serve/22_batch.ipynb #4b34015b
 class Pieces:
     "Decides the rows of a batch, some at a time."
@@ -199,6 +215,7 @@ class Pieces:
         decider, rejects = self.decider, []
         good = list(read_rows(decider, rows, start, rejects))
         decided = decider.scorer.decide_batch([application for _, application in good])
+        good, decided = _sorted_out(good, decided, rejects)
         entries, answers = [], []
         for (row, application), one in zip(good, decided, strict=True):
             decision_id = decider.numbers.next()
@@ -211,7 +228,7 @@ class Pieces:
             new = [body is entry.body for body, entry in zip(stored, entries, strict=True)]
             answers = [bytes(read_record(body).answer) for body in stored]
         for one in compress(decided, new):
-            decider.metrics.decision(one.answer)
+            decider.metrics.decision(one.answer, one.hits)
         decider.metrics.replayed_decisions += new.count(False)
         decider.metrics.rejected_rows += len(rejects)
         pairs = zip(good, answers, strict=True)

@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['MAX_VIOLATIONS', 'RETRY', 'encode', 'read_record', 'Recorded', 'Numbers', 'Applications', 'Recording', 'Decider',
-           'named', 'listed', 'on_disk', 'introduce']
+           'named', 'refused', 'listed', 'on_disk', 'introduce']
 
 # %% ../../notebooks/30_serve/18_decider.ipynb #f47d4dd6
 import datetime as dt
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
 from .. import __version__
 from ..audit.log import LogFailedError, now
 from ..audit.writer import DecisionLog, Entry, KeyConflictError
-from ..bundle import Decided, Scorer
+from ..bundle import ConflictError, Decided, Scorer, feature_names, what_if
 from ..contracts.contract import Contract, to_plain
 from ..contracts.read import ApplicationReader, MalformedError, ViolationError
 from ..core import Settings
@@ -74,6 +74,7 @@ class Applications:
         self.id_name, self.time_name = scorer.contract.one("id"), scorer.contract.one("event_time")
         self.model = f"{scorer.info.get('name', scorer.contract.contract)}:{scorer.info.get('version', 'none')}"
         self._dated = self.time_name and scorer.contract.columns[self.time_name].type
+        self._first_time = getattr(scorer, "first_time", lambda application: None)
 
     def read(
         self,
@@ -85,16 +86,26 @@ class Applications:
         except MalformedError as error:
             raise ProblemError(400, "malformed-json", f"The body cannot be read: {error}.") from None
         except ViolationError as error:
-            detail = f"The application breaks the contract in {len(error.violations)} place(s)."
-            raise ProblemError(422, "contract-violated", detail, **listed(error, MAX_VIOLATIONS)) from None
+            raise refused(error) from None
+
+    def ask(
+        self,
+        decide: Callable[..., Decided],
+        *arguments: object,
+    ) -> Decided:
+        "A decision; raises ProblemError if the scorer refuses."
+        try:
+            return decide(*arguments)
+        except ViolationError as error:
+            raise refused(error) from None
 
     def complete(
         self,
         application: dict[str, object],
     ) -> dict[str, object]:
-        "The application, dated now (UTC) if the caller gave no date or time."
+        "The application, dated now (UTC), or when it came first, if the caller gave no date or time."
         if self._dated and application.get(self.time_name) is None:
-            moment = dt.datetime.now(dt.UTC)
+            moment = self._first_time(application) or dt.datetime.now(dt.UTC)
             application[self.time_name] = moment.date() if self._dated == "date" else moment
         return application
 
@@ -119,6 +130,7 @@ class Recording(Applications):
         bundle: str,  # checksum of the scorer's bundle
     ):
         super().__init__(scorer)
+        self.bundle = bundle
         told = {"model": self.model, "bundle": bundle, "contract": named(scorer.contract), "finure": __version__}
         self._head = b'{"route":"%s",' + encode(told)[1:-1].replace(b"%", b"%%") + b',"client":%s,"request_id":%s'
 
@@ -165,10 +177,10 @@ class Decider(Recording):
             raise ProblemError(503, "overloaded", "More requests than this service can decide; try again.", RETRY)
         explain = flags(request.query, (b"explain",)).get(b"explain", False)
         application, decision_id = self.read(request.body), self.numbers.next()
-        decided = self.scorer.decide(application, explain)
+        decided = self.ask(self.scorer.decide, application, explain)
         answer = encode({"decision_id": decision_id} | self.told(application, decided.answer))
         if self.log is None:
-            self.metrics.decision(decided.answer)
+            self.metrics.decision(decided.answer, decided.hits)
             return Answer(200, answer)
         self.waiting += 1
         try:
@@ -176,12 +188,10 @@ class Decider(Recording):
         finally:
             self.waiting -= 1
 
-    async def simulate(
-        self,
-        request: Request,
-    ) -> Answer:
+    async def simulate(self, request: Request) -> Answer:
         "What would be decided, with reasons; neither recorded nor counted, as it is no application."
-        answer = self.scorer.decide(application := self.read(request.body), explain=True).answer
+        application = self.read(request.body)
+        answer = self.ask(what_if, self.scorer, application).answer
         return Answer(200, encode({"simulated": True} | self.told(application, answer)))
 
     async def recorded(
@@ -195,7 +205,7 @@ class Decider(Recording):
         entry = self.entry(request, decision_id, decided.trace, request.body, answer, request.key)
         stored = await on_disk(self.log.submit(entry))
         if stored is entry.body:
-            self.metrics.decision(decided.answer)
+            self.metrics.decision(decided.answer, decided.hits)
             return Answer(200, answer)
         self.metrics.replayed_decisions += 1
         return Answer(200, bytes(read_record(stored).answer), headers=((b"idempotent-replayed", b"true"),))
@@ -206,6 +216,16 @@ def named(
 ) -> str:  # name and version
     "What a contract is called in records and metrics."
     return f"{contract.contract} {contract.version}"
+
+# %% ../../notebooks/30_serve/18_decider.ipynb #10dec65d
+def refused(
+    error: ViolationError,
+) -> ProblemError:
+    "What the caller is told of an application that cannot be decided on."
+    if isinstance(error, ConflictError):
+        return ProblemError(409, "conflict", error.text, **listed(error, MAX_VIOLATIONS))
+    detail = f"The application breaks the contract in {len(error.violations)} place(s)."
+    return ProblemError(422, "contract-violated", detail, **listed(error, MAX_VIOLATIONS))
 
 # %% ../../notebooks/30_serve/18_decider.ipynb #7b8b55bf
 def listed(
@@ -241,7 +261,7 @@ def introduce(
         "bundle": bundle,
         "contract": named(contract),
         "finure": __version__,
-        "features": list(contract.model_features()),
+        "features": feature_names(scorer),
         "columns": to_plain(contract)["columns"],
         "info": scorer.info,
     }

@@ -21,7 +21,7 @@ from ..core import FinureError
 from .answers import ProblemError, Route
 
 # %% ../../notebooks/30_serve/16_keys.ipynb #66a75e88
-SCOPES = ("predict", "simulate", "audit", "admin")
+SCOPES = ("feedback", "notices", "predict", "simulate", "audit", "admin")
 
 # %% ../../notebooks/30_serve/16_keys.ipynb #25116987
 class Key(NamedTuple):

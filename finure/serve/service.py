@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..audit.log import open_store
 from ..audit.writer import DecisionLog
-from ..bundle import fingerprint, load_scorer
+from ..bundle import fingerprint, load_scorer, started
 from ..core import Settings
 from .app import App
 from .connection import sweep
@@ -48,12 +48,15 @@ def service(
     bundle = bundle_to_serve(packed, settings)
     scorer, checksum, url = load_scorer(bundle), fingerprint(bundle), settings.database()
     guard = Guard(_keys(url), settings.rate_limit)
-    decisions = DecisionLog(url) if settings.decision_log else None
+    state = started(scorer, settings)
+    decisions = DecisionLog(url, state and state.sync) if settings.decision_log else None
     if decisions is None:
         log.warning("FINURE_DECISION_LOG is off: decisions are made that nobody can look up later")
     else:
         introduce(decisions, scorer, checksum)
     app = App(scorer, checksum, decisions, guard, settings, rest, tracer(f"finure-{scorer.contract.contract}"))
+    if state is not None:
+        app.closing.append(state.close)
     app.background = [partial(sweep, settings.deadline), partial(renew_keys, guard, partial(_keys, url, create=False))]
     if settings.follow is not None:
         app.background.append(partial(follow, app, settings.follow, seen))

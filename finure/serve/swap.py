@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..audit.log import Store, open_store
-from ..bundle import Scorer, fingerprint, load_scorer
+from ..bundle import Scorer, fingerprint, load_scorer, started, what_if
+from ..contracts.read import ViolationError
 from ..contracts.schema import example
 from ..core import FinureError, write_atomic
 from .decider import Decider, encode, introduce, named, read_record
@@ -72,8 +73,10 @@ def tried(
     decider = Decider(scorer, Metrics({}))
     for n, body in enumerate([encode(example(scorer.contract)), *requests], 1):
         try:
-            answer = scorer.decide(decider.read(body), explain=True).answer
+            answer = what_if(scorer, decider.read(body)).answer
             wrong = [name for name, value in answer.items() if isinstance(value, float) and not math.isfinite(value)]
+        except ViolationError:  # the scorer refuses it, as it would in service
+            continue
         except Exception as error:
             raise FinureError(f"request {n}: {type(error).__name__}") from error
         if wrong or not answer.get("decision"):
@@ -89,6 +92,7 @@ def made_ready(
     scorer, before = load_scorer(bundle), app.decider.scorer.contract
     if scorer.contract.contract != before.contract:
         raise FinureError(f"it decides under contract `{scorer.contract.contract}`, not `{before.contract}`")
+    started(scorer, app.settings)
     requests = []
     if app.log is not None:
         with closing(open_store(app.settings.database(), create=False)) as store:
