@@ -100,7 +100,7 @@ def test_one_by_one_is_the_batch_to_the_last_bit(kind, scorers, rows):
     applications = as_applications(frame)
     one_by_one = [scorer.decide(application) for application in applications]
     np.testing.assert_equal(one_by_one, scorer.decide_batch(applications))
-    answers = [answer for answer, _ in one_by_one]
+    answers = [decided.answer for decided in one_by_one]
     shown = pd.DataFrame(answers, index=frame.index)
     shown["reasons"] = ["; ".join(reason["text"] for reason in answer["reasons"]) for answer in answers]
     pd.testing.assert_frame_equal(scorer.decide_frame(frame), shown, check_exact=True)
@@ -110,7 +110,7 @@ def test_one_by_one_is_the_batch_to_the_last_bit(kind, scorers, rows):
 @KINDS
 def test_the_trace_holds_the_features_the_model_used(kind, scorers, rows, contract):
     scorer, application = scorers[kind], as_applications(rows[0].head(1))[0]
-    answer, trace = scorer.decide(application)
+    answer, trace, _ = scorer.decide(application)
     every = FeatureSet(contract).online(application)
     used = set(scorer.features.used)
     expected = [v if name in used else math.nan for name, v in zip(contract.model_features(), every, strict=True)]

@@ -15,7 +15,7 @@ NOTEBOOKS = sorted(
     if ".ipynb_checkpoints" not in path.parts and '"parameters"' not in path.read_text()
 )
 
-SIMULATED = {"fraud/34_benchmark.ipynb"}  # takes minutes on real data: here it runs without
+SIMULATED = {"fraud/34_benchmark.ipynb", "fraud/10_eda.ipynb"}  # long on real data: here they run without
 
 
 @pytest.fixture

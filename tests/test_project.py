@@ -16,6 +16,7 @@ from papermill import inspect_notebook
 
 import finure
 from finure.contracts.contract import load
+from finure.explain.reference import read_products
 from finure.features import FeatureSet
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +67,12 @@ def test_modules_and_training_jobs_carry_no_outputs():
 
 
 JOBS = {"train": "40_train", "report": "50_report"}
-PRODUCT = {"fraud": "fraud", "simulated_cards": "fraud"}  # of a params file; the others are credit's
+PRODUCT = {
+    "fraud": "fraud",
+    "simulated_cards": "fraud",
+    "denial": "denial",
+    "simulated_denial": "denial",
+}  # of a params file; the others are credit's
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda p: p.stem)
@@ -75,6 +81,9 @@ def test_params_files_are_understood_by_their_jobs(path):
     if path.stem == "gates":
         contracts = {p.stem for p in (ROOT / "data" / "contracts").glob("*.yaml")}
         assert set(content) - {"default"} <= contracts
+        return
+    if path.stem == "products":
+        assert all(read_products(path, load(contract)) for contract in content)
         return
     if path.stem in ("fraud_rules", "notices", "fairness"):
         return  # no job's parameters: tests/test_fraud_rules.py, test_notices.py and test_fairness.py read them

@@ -1,4 +1,4 @@
-"Recourse: every advice verified, minimal, monotone, and only in what the applicant can change; the route that gives it."
+"Recourse: every advice verified, minimal, monotone, and only in what the applicant can change; and its route"
 
 import json
 import shutil

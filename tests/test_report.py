@@ -67,7 +67,11 @@ def test_the_page_names_its_run_and_shows_its_figures(report, trained):
     assert trained.record["data"] in page
     assert f"{metrics['auc']:.4f} ({metrics['auc_lower_bound']:.4f} to {metrics['auc_upper_bound']:.4f})" in page
     assert f"its PSI is {metrics['psi']:.4f}" in page.replace("\n", " ")
-    for head in ("Summary", "Is the PD right?", "Have the applications changed?", "Vintages", "Limits of this report"):
+    fair = json.loads((trained.folder / "fairness.json").read_text())
+    assert fair["verdict"] == "measured" and "area_index (kept out)" in page
+    assert f"{fair['air']['value']:.3f}" in page and trained.record["metrics"]["air"] == fair["air"]["value"]
+    heads = ("Summary", "Is the PD right?", "Have the applications changed?", "Vintages", "Are groups treated alike?")
+    for head in (*heads, "Limits of this report"):
         assert head in page
     assert "not legal advice" in page
     assert "Index of the neighbourhood" in page  # the data dictionary

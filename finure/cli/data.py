@@ -33,17 +33,48 @@ def data_ls() -> None:
         rows.append([name, f"{entry.rows:,}", f"{entry.size / 1e6:.1f} MB", here, entry.licence])
     table(["data set", "rows", "size", "", "licence"], rows)
 
+# %% ../../notebooks/90_cli/10_data.ipynb #d59ac004
+def _bar() -> Progress:
+    "A bar where somebody looks."
+    return Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), disable=not sys.stderr.isatty(),
+                    console=Console(stderr=True))  # fmt: skip
+
+
+def _pull_hmda(
+    names: list[str] | None,
+    state: str | None,
+    year: int | None,
+    browser: str | None,
+) -> None:
+    "Brings the public HMDA records of a state and year."
+    from finure.denial.data import BROWSER, pull_records
+
+    if names != ["hmda"] or not state or not year:
+        raise FinureError("The records come alone, by state and year: finure data pull hmda --state DC --year 2024")
+    with _bar() as bar:
+        task = bar.add_task(f"hmda {state} {year}", total=None)
+        show = lambda done, size: bar.update(task, completed=done, total=size or None)
+        path = pull_records(state, year, base=browser or BROWSER, progress=show)
+    out.print(f"hmda {state.upper()} {year}: {path}", highlight=False)
+
 # %% ../../notebooks/90_cli/10_data.ipynb #bed5c267
 @data_app.command("pull")
 def data_pull(
-    names: Annotated[list[str] | None, typer.Argument(help="Data sets; all of the catalogue if none is named.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Data sets, or hmda; all of the catalogue if none is named.")
+    ] = None,
+    state: Annotated[str | None, typer.Option(help="For hmda: two letters, such as DC.")] = None,
+    year: Annotated[int | None, typer.Option(help="For hmda: from 2018 on.")] = None,
+    browser: Annotated[
+        str | None, typer.Option(envvar="FINURE_HMDA", help="For hmda: another address of the Data Browser's CSV.")
+    ] = None,
 ) -> None:
-    "Brings data sets here from FINURE_DATA and checks them; goes on where it was cut off."
+    "Brings data sets here from FINURE_DATA and checks them; `hmda` from the CFPB: pull hmda --state DC --year 2024."
     from finure.data import catalog, pull
 
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), disable=not sys.stderr.isatty(),
-                   console=Console(stderr=True))  # fmt: skip
-    with bar:
+    if "hmda" in (names or []) or state or year:
+        return _pull_hmda(names, state, year, browser)
+    with _bar() as bar:
         for name in names or catalog():
             task = bar.add_task(name, total=None)
             path = pull(name, progress=lambda done, size, task=task: bar.update(task, completed=done, total=size))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from scipy.sparse import csr_matrix
 
-# %% ../../notebooks/denial/20_features.ipynb #5144a770
+# %% ../../notebooks/denial/20_features.ipynb #6fd68f85
 class Rows(NamedTuple):
     "Applications as a denial model sees them."
 
@@ -42,6 +42,18 @@ class Rows(NamedTuple):
         at = np.flatnonzero(rows) if rows.dtype == bool else rows
         texts = None if self.texts is None else [self.texts[i] for i in at.tolist()]
         return self._replace(values=self.values[at], denied=self.denied[at], stated=self.stated[at], texts=texts)
+
+    def relabelled(
+        self,
+        labels: tuple[str, ...],  # some of these rows' own
+    ) -> "Rows":
+        "The same rows by the labels of a model; a reason it does not know counts as OTHER, or the row is left out."
+        known = [label in labels for label in self.labels]
+        stated = np.zeros((len(self.stated), len(labels)), bool)
+        for i, label in enumerate(self.labels):
+            if known[i] or "OTHER" in labels:
+                stated[:, labels.index(label if known[i] else "OTHER")] |= self.stated[:, i]
+        return self._replace(labels=labels, stated=stated).pick(stated.any(axis=1))
 
     def explained(self) -> "Rows":
         "The denied rows whose reasons were stated."

@@ -49,7 +49,7 @@ def others(
     reason_of: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:  # (rows, features)
-    "As many features that the model uses and that are not behind the stated reasons; fewer where there are not so many."
+    "As many features that the model uses, not behind the stated reasons; fewer where there are not so many."
     free = ~which & (reason_of >= 0)
     order = np.argsort(np.where(free, rng.random(which.shape), 2.0), axis=1)
     rank = np.argsort(order, axis=1)

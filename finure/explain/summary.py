@@ -129,14 +129,19 @@ def explain(
         "factors": [factor._asdict() for factor in factors],
         "impact_rule": RULE,
         "recourse": [_plain_advice(scorer.contract, application, one) for one in advice],
-        "products": [
-            {"id": one.id, "name": one.name, "terms": offers[one.id].changes, "risk": offers[one.id].risk}
-            for one in reference.products
-            if one.id in offers
-        ],
+        "products": _plain_offers(reference, offers),
         "summary": summary,
         "scorings": allowed - scorings.left,
     }
+
+# %% ../../notebooks/11_explain/50_summary.ipynb #6ffb6cb6
+def _plain_offers(
+    reference: Reference,
+    offers: Mapping[str, Advice],  # by the product's id
+) -> list[dict]:
+    "The products that would be approved, as JSON has them."
+    made = ((one, offers[one.id]) for one in reference.products if one.id in offers)
+    return [{"id": one.id, "name": one.name, "terms": terms.changes, "risk": terms.risk} for one, terms in made]
 
 # %% ../../notebooks/11_explain/50_summary.ipynb #fea3815d
 def _plain_advice(

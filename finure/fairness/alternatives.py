@@ -79,17 +79,16 @@ def smallest_air(
                 worst = (float(ratios.min()), f"{name}: {ratios.idxmin()}")
     return worst
 
-# %% ../../notebooks/12_fairness/30_alternatives.ipynb #ce92e540
+# %% ../../notebooks/12_fairness/30_alternatives.ipynb #a9e24b91
 def _point(
     pds: np.ndarray,
     share: float,  # of the applications that is approved
     terms: Terms,
-    least_rows: int,
 ) -> dict:  # auc, approved, air, whose, profit, bad_rate
     "One model at one cut-off."
     approved = np.zeros(len(pds), bool)
     approved[np.argsort(pds, kind="stable")[: round(share * len(pds))]] = True
-    air, whose = smallest_air(approved, terms, least_rows)
+    air, whose = smallest_air(approved, terms, 1)
     gains = np.where(terms.bad == 1, -terms.loss_bad, terms.gain_good)
     bad_rate = float(terms.bad[approved].mean()) if approved.any() else 0.0
     return {
@@ -97,7 +96,7 @@ def _point(
         "profit": float((gains * approved).mean()), "bad_rate": bad_rate,
     }  # fmt: skip
 
-# %% ../../notebooks/12_fairness/30_alternatives.ipynb #faee6308
+# %% ../../notebooks/12_fairness/30_alternatives.ipynb #bdbea5b1
 def search(
     fit: Callable[[Candidate], np.ndarray],  # fits on the training rows; PD of the judged rows
     tried: Sequence[Candidate],  # the model as it is first
@@ -109,12 +108,12 @@ def search(
     "Every candidate at every cut-off, and the one to take with the reason."
     order = generator(seed, "alternatives").permutation(len(terms.bad))
     choosing, telling = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
+    terms = terms._replace(groups={n: _large(g, profile.least_rows) for n, g in terms.groups.items()})
     pds = {candidate.name: np.asarray(fit(candidate)) for candidate in tried}
     points = _points({c: pds[c.name][choosing] for c in tried}, approved_share, terms.rows(choosing), profile)
     chosen = _choose(points, profile)
-    half, least = terms.rows(telling), profile.least_rows
     confirmed = {
-        name: _point(pds[point["model"]][telling], point["cutoff"], half, least)
+        name: _point(pds[point["model"]][telling], point["cutoff"], terms.rows(telling))
         for name, point in (("baseline", points[0]), ("chosen", chosen))
     }
     reason = _reason(points, chosen, profile)
@@ -122,7 +121,15 @@ def search(
         "baseline": points[0], "chosen": chosen, "reason": reason, "confirmed": confirmed, "points": points
     })  # fmt: skip
 
-# %% ../../notebooks/12_fairness/30_alternatives.ipynb #dc4b8f3f
+# %% ../../notebooks/12_fairness/30_alternatives.ipynb #f87b65a7
+def _large(
+    groups: pd.Series,
+    least_rows: int,
+) -> pd.Series:  # None for rows of smaller groups
+    "The groups that have enough rows."
+    return groups.where(groups.map(groups.value_counts()) >= least_rows, None)
+
+
 def _points(
     pds: Mapping[Candidate, np.ndarray],  # of the choosing rows
     today: float,  # share that is approved
@@ -134,7 +141,7 @@ def _points(
     shares, points = [today, *(share for share in others if 0 < share < 1)], []
     for candidate, risk in pds.items():
         about = {"model": candidate.name, "without": list(candidate.without), "setting": candidate.setting}
-        points += [about | {"cutoff": share} | _point(risk, share, terms, profile.least_rows) for share in shares]
+        points += [about | {"cutoff": share} | _point(risk, share, terms) for share in shares]
     for point in points:
         point["allowed"] = _allowed(point, points[0], profile)
         point["front"] = not any(_beats(other, point) for other in points)

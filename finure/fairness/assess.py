@@ -79,7 +79,7 @@ def strongest(
     named = table[(table["verdict"] == "proxy") & ~table["feature"].isin(kept_out)]
     return named.groupby("feature")["auc"].max().sort_values(ascending=False, kind="stable").index.tolist()
 
-# %% ../../notebooks/12_fairness/40_assess.ipynb #afec0282
+# %% ../../notebooks/12_fairness/40_assess.ipynb #3d3d64d7
 def assess(
     judged: Judged,  # with outcomes
     frame: pd.DataFrame,  # the same rows with the protected columns
@@ -102,7 +102,8 @@ def assess(
         "verdict": "measured" if air else TOO_FEW, "why": "" if air else "No group has enough rows.",
         "profile": profile.title, "laws": [{n: getattr(law, n) for n in law.__struct_fields__} for law in profile.laws],
         "references": references(portfolio), "least_rows": profile.least_rows, "confidence": profile.confidence,
-        "air": air, "measures": table.to_dict("records"), "rates": seen.to_dict("records"),
+        "limits": {m: getattr(profile, m).adverse for m in ("air", "smd", "opportunity")}, "air": air,
+        "measures": table.to_dict("records"), "rates": seen.to_dict("records"),
         "proxies": scanned.to_dict("records"), "together": whole, "kept_out": list(kept_out),
     })  # fmt: skip
 

@@ -85,7 +85,7 @@ def together(
         shown[:, i] = kept
     return whole, lost
 
-# %% ../../notebooks/12_fairness/20_proxies.ipynb #06ac7326
+# %% ../../notebooks/12_fairness/20_proxies.ipynb #b53b1630
 def scan(
     frame: pd.DataFrame,  # features, and columns kept out of the model that may be looked at
     groups: pd.Series,  # the group of each row; None where it is not known
@@ -107,20 +107,31 @@ def scan(
         whole[group], importance = together(frame[of], member, seed)
         for name in frame:
             found = alone(codes[name][of], member) | {"importance": importance[name], "use": use[name]}
-            rows.append({"group": group, "feature": name} | found | {"verdict": _verdict(found, profile)})
+            verdict = _verdict(found, profile, frame.shape[1], _noise(member))
+            rows.append({"group": group, "feature": name} | found | {"verdict": verdict})
     names = ["group", "feature", "auc", "eta", "iv", "p_value", "importance", "use", "verdict"]
     table = pd.DataFrame(rows, columns=names)
     return table.sort_values(["auc", "feature"], ascending=[False, True], ignore_index=True), whole
 
-# %% ../../notebooks/12_fairness/20_proxies.ipynb #a89154cf
+# %% ../../notebooks/12_fairness/20_proxies.ipynb #9fd80690
+def _noise(
+    member: np.ndarray,  # bool: belongs to the group
+) -> float:
+    "Twice the standard error of an AUC that is a coin's, on the half of the rows that trees are judged by."
+    share, n = member.mean(), min(len(member), MOST_ROWS) / 2
+    return 2 * np.sqrt(1 / (12 * n * share * (1 - share)))
+
+
 def _verdict(
     found: dict[str, float],  # auc, p_value, importance, use
     profile: Profile,
+    features: int,  # how many were looked at
+    noise: float,  # of the importance
 ) -> str:  # proxy, related or innocent
-    "What a feature is to a group."
+    "What a feature is to a group; many features are looked at, so that each has to stand out the more."
     limits = profile.proxies
-    tells = found["auc"] >= limits.auc and found["p_value"] < profile.significance
-    if not tells and found["importance"] < limits.importance:
+    tells = found["auc"] >= limits.auc and found["p_value"] < profile.significance / features
+    if not tells and found["importance"] < max(limits.importance, noise):
         return "innocent"
     earns = found["use"] >= max(limits.least_use, found["importance"])
     return "related" if earns else "proxy"

@@ -30,7 +30,7 @@ def fairness_words(
         f"interval {air['low']:.3f} to {air['high']:.3f}): {air['verdict']}. {scan}{kept}{chosen}"
     ).replace("95 %", f"{facts['confidence']:.0%}")
 
-# %% ../../notebooks/12_fairness/50_shown.ipynb #637a1f54
+# %% ../../notebooks/12_fairness/50_shown.ipynb #0ea5fe1e
 def confirmed(
     facts: dict,
 ) -> str:
@@ -40,11 +40,12 @@ def confirmed(
     if found["chosen"] == found["baseline"]:
         return "No alternative was chosen."
     base, chosen = found["confirmed"]["baseline"], found["confirmed"]["chosen"]
+    before = "unknown" if base["air"] is None else f"{base['air']:.3f} ({base['whose']})"
     return (
-        f"On the rows that had no say in the choice the smallest ratio goes from {base['air'] or float('nan'):.3f} to "
-        f"{chosen['air']:.3f}, the AUC from {base['auc']:.4f} to {chosen['auc']:.4f} and the profit per applicant from "
-        f"{base['profit']:.2%} to {chosen['profit']:.2%} of the amount. To take it "
-        "is a decision for people; the registered model is the one that was asked for."
+        f"On the rows that had no say in the choice the smallest ratio goes from {before} to {chosen['air']:.3f} "
+        f"({chosen['whose']}), the AUC from {base['auc']:.4f} to {chosen['auc']:.4f} and the profit per applicant from "
+        f"{base['profit']:.2%} to {chosen['profit']:.2%} of the amount. To take it is a decision for people; the "
+        "registered model is the one that was asked for."
     )
 
 # %% ../../notebooks/12_fairness/50_shown.ipynb #45d5892b
@@ -92,18 +93,18 @@ def law_table(
     laws = pd.DataFrame(facts["laws"], columns=["name", "says", "source", "date"])
     return laws.set_axis(["rule", "what it says", "read in", "as of"], axis=1)
 
-# %% ../../notebooks/12_fairness/50_shown.ipynb #e08bda4c
+# %% ../../notebooks/12_fairness/50_shown.ipynb #2d4fd0a2
 def draw_attributes(
     axes: list[Axes],  # one for each of the measures
     facts: dict,
 ) -> None:
-    "The first measures of every group of every attribute, intersections left out."
+    "The first measures of every group of every attribute, intersections left out; the dotted line is the limit."
     table = pd.DataFrame(facts["measures"])
     table = table[~table["attribute"].str.contains(" x ", regex=False)]
     table = table.assign(group=table["attribute"] + ": " + table["group"])
     kept = table.loc[(table["measure"] == "air") & table["value"].notna(), "group"]
     table = table[table["group"].isin(kept)]
     for ax, measure in zip(axes, ("air", "smd", "opportunity"), strict=False):
-        draw_measure(ax, table, measure, kept.tolist())
+        draw_measure(ax, table, measure, kept.tolist(), (facts["limits"][measure],))
     for ax in axes[1:]:
         ax.tick_params(labelleft=False)
