@@ -15,7 +15,9 @@ NOTEBOOKS = sorted(
     if ".ipynb_checkpoints" not in path.parts and '"parameters"' not in path.read_text()
 )
 
-SIMULATED = {"fraud/34_benchmark.ipynb", "fraud/10_eda.ipynb"}  # long on real data: here they run without
+SIMULATED = {  # long on real data: here they run without
+    "fraud/34_benchmark.ipynb", "fraud/10_eda.ipynb", "denial/34_benchmark.ipynb",
+}  # fmt: skip
 
 
 @pytest.fixture

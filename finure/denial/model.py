@@ -29,9 +29,9 @@ from ..explain.reasons import check_texts, just_approved
 from ..explain.trees import save_contributions, tree_contributions
 from ..features import TreeColumns
 
-# %% ../../notebooks/denial/30_model.ipynb #eb0f5d0a
+# %% ../../notebooks/denial/30_model.ipynb #aaeeeb91
 RISK = {
-    "rounds": 450, "max_depth": 6, "eta": 0.05, "min_child_weight": 15.0, "subsample": 0.7, "colsample_bytree": 0.4,
+    "rounds": 600, "max_depth": 6, "eta": 0.05, "min_child_weight": 15.0, "subsample": 0.7, "colsample_bytree": 0.4,
     "reg_lambda": 10.0, "max_bin": 256,
 }  # fmt: skip
 REASON = {
