@@ -32,7 +32,7 @@ run: $(STAMP)  ## the credit pipeline: pull, validate, train, gate, register, pa
 test: $(STAMP)  ## everything that proves the project
 	@$(BIN)/ruff check notebooks tests finure bentos
 	@$(BIN)/ruff format --check notebooks tests
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
+	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 lab: $(STAMP)  ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab --notebook-dir=notebooks

@@ -2,7 +2,14 @@
 
 import pytest
 
-LONGEST = ("test_readme.py", "test_real_data.py", "test_fraud_replay.py", "test_notebooks.py", "test_serve_live.py")
+LONGEST = (
+    "test_readme.py",
+    "test_real_data.py",
+    "test_notebooks.py",
+    "test_fraud_train.py",
+    "test_serve_live.py",
+    "test_fraud_replay.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
