@@ -11,9 +11,9 @@ from finure.fraud.online import Online
 
 @pytest.mark.skipif(not FILE.is_file(), reason="needs the handbook's transactions (FINURE_DATA)")
 def test_half_a_year_one_at_a_time():
-    "A tenth of the customers, drawn by seed, over all 183 days; `make bench-fraud` replays every row."
+    "A twentieth of the customers, drawn by seed, over all 183 days; `make bench-fraud` replays every row."
     frame = handbook()
-    drawn = generator(20, "customers").choice(frame.customer_id.unique(), 500, replace=False)
+    drawn = generator(20, "customers").choice(frame.customer_id.unique(), 250, replace=False)
     frame = frame[frame.customer_id.isin(drawn)]
     jitter = generator(21, "known").choice([0, 1, 3], len(frame)).astype("timedelta64[D]")
     table = columns(frame.assign(known_time=frame.known_time + jitter))

@@ -186,7 +186,8 @@ def test_the_creditors_own_score_is_nowhere():
 
 def test_the_contracts_categories_are_those_of_the_law():
     for path in (ROOT / "data" / "contracts").glob("*.yaml"):
-        stated = [Stated(one.category, one.text) for one in load(path).reasons.values()]
+        reasons = [one for one in load(path).reasons.values() if one.category != "INCOMPLETE"]  # an underwriter's own
+        stated = [Stated(one.category, one.text) for one in reasons]
         found = {one.rule for one in lint(notice(reasons=stated, principal=stated, possible=stated), DAY)}
         assert found <= {"too-many"}, path.name
     assert {one.code for one in POSSIBLE} <= set(CATEGORIES)

@@ -348,8 +348,32 @@ class _Loaded:
         sentences = [[self._told[at]["text"] for at in row if at >= 0] for row in reasons[first].tolist()]
         return [sentences[i] for i in which.tolist()]
 
+# %% ../../notebooks/credit/35_decide.ipynb #0c7e8b6f
+class _Tables(_Loaded):
+    "Decides on tables."
+
+    def decide_table(
+        self,
+        values: np.ndarray,  # (rows, features), as `features.batch` gives them
+        explain: bool = False,  # reasons also where none are due
+    ) -> Decisions:
+        "Decides on the rows of a table, the same as on one application at a time; reasons where they are due."
+        pds = self.model.pds(values)
+        grade, decision = self.bands.table(pds)
+        reasons = np.full((len(pds), MOST_REASONS), -1)
+        if len(due := np.flatnonzero(explain | (decision != "approve"))):
+            reasons[due] = self.principal.table(self.model.hurts(values[due]))
+        return Decisions(pds, self.scale.shown_table(pds), grade, decision, reasons)
+
+    def decide_frame(
+        self,
+        frame: "pd.DataFrame",  # raw applications, columns as in the contract
+    ) -> "pd.DataFrame":  # pd, score, grade, decision, reasons (joined by "; "), in the input's order and index
+        "Decides on a table; raises FinureError that names what breaks the contract."
+        return _decide_frame(self, frame)
+
 # %% ../../notebooks/credit/35_decide.ipynb #533985bc
-class CreditScorer(_Loaded):
+class CreditScorer(_Tables):
     "Decides on applications for credit with the model of one bundle."
 
     def decide(
@@ -387,26 +411,6 @@ class CreditScorer(_Loaded):
             for *answer, reasons in columns
         )
         return [Decided(answer, {"features": row}) for answer, row in zip(answers, rows, strict=True)]
-
-    def decide_table(
-        self,
-        values: np.ndarray,  # (rows, features), as `features.batch` gives them
-        explain: bool = False,  # reasons also where none are due
-    ) -> Decisions:
-        "Decides on the rows of a table, the same as on one application at a time; reasons where they are due."
-        pds = self.model.pds(values)
-        grade, decision = self.bands.table(pds)
-        reasons = np.full((len(pds), MOST_REASONS), -1)
-        if len(due := np.flatnonzero(explain | (decision != "approve"))):
-            reasons[due] = self.principal.table(self.model.hurts(values[due]))
-        return Decisions(pds, self.scale.shown_table(pds), grade, decision, reasons)
-
-    def decide_frame(
-        self,
-        frame: "pd.DataFrame",  # raw applications, columns as in the contract
-    ) -> "pd.DataFrame":  # pd, score, grade, decision, reasons (joined by "; "), in the input's order and index
-        "Decides on a table; raises FinureError that names what breaks the contract."
-        return _decide_frame(self, frame)
 
     def routes(
         self,

@@ -74,9 +74,9 @@ class _Loaded:
         self.info = {key: value for key, value in self.facts.items() if key != "scorer"}
         self.answer_schema = ANSWER
 
-# %% ../../notebooks/denial/35_decide.ipynb #6d7c0d6a
-class DenialScorer(_Loaded):
-    "Decides on applications with the model of one bundle."
+# %% ../../notebooks/denial/35_decide.ipynb #384e10be
+class _Judging(_Loaded):
+    "What the two models say of an application."
 
     def risk(
         self,
@@ -107,6 +107,10 @@ class DenialScorer(_Loaded):
             note = words(self.contract, application.get(self.note))
             margins = np.concatenate([margins, self._text.one(note)])
         return self.joint.probabilities(margins[None])[0]
+
+# %% ../../notebooks/denial/35_decide.ipynb #6d7c0d6a
+class DenialScorer(_Judging):
+    "Decides on applications with the model of one bundle."
 
     def decide(
         self,
