@@ -135,8 +135,10 @@ def _typeset(
     **options: object,
 ) -> bytes:
     "The notice, set in the largest type that fits on one page."
-    import typst
-
+    try:
+        import typst
+    except ImportError:
+        raise FinureError("A PDF needs typst: install finure with its `notices` extra, or ask for HTML.") from None
     day = notice.dated
     told = {"title": KINDS[notice.kind].title, "creditor": notice.creditor.name, "parts": _parts(notice)}
     told |= {"day": {"year": day.year, "month": day.month, "day": day.day}, "facts": facts_json(notice)}
