@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lab sync lock bench bench-fraud bench-serve prove-image clean
+.PHONY: help install run test lab sync lock bench bench-fraud bench-serve bench-monitor monitor-ui prove-image prove-airflow clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z%-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,8 +34,11 @@ test: $(STAMP)  ## everything that proves the project
 	@$(BIN)/ruff format --check notebooks tests
 	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
-lab: $(STAMP)  ## JupyterLab on the notebooks
-	@$(BIN)/jupyter lab --notebook-dir=notebooks
+lab: $(STAMP)  ## JupyterLab on the notebooks; notebook jobs keep their state in runs/
+	@mkdir -p runs/jupyter
+	@$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks \
+		--SchedulerApp.db_url=sqlite:///$(CURDIR)/runs/jupyter/jobs.db \
+		--Scheduler.staging_path=$(CURDIR)/runs/jupyter/staging --Scheduler.output_directory=runs/jupyter/jobs
 
 sync: $(STAMP)  ## format the notebooks and export them to finure/
 	@$(BIN)/ruff check --fix --quiet notebooks tests
@@ -49,6 +52,12 @@ train-%: $(STAMP)  ## train a product: make train-credit
 report-%: $(STAMP)  ## report on the newest model of a product
 	@$(BIN)/finure report $*
 
+monitor-%: $(STAMP)  ## hold the decisions of a product against its training run
+	@$(BIN)/finure monitor $*
+
+monitor-ui: $(STAMP)  ## the history of monitoring in Evidently's own screens
+	@$(BIN)/finure monitor-ui
+
 serve-%: $(STAMP)  ## serve the newest registered model of a product
 	@$(BIN)/finure serve $*
 
@@ -58,6 +67,9 @@ image-%: $(STAMP)  ## a container image of the newest registered model, and the 
 prove-image: $(STAMP)  ## prove that the image decides: needs root on Debian, no registry and no Docker engine
 	@$(BIN)/python tests/prove_image.py
 
+prove-airflow: $(STAMP)  ## prove that Airflow reads the schedule: installs it, in an environment of its own
+	@$(BIN)/python tests/prove_airflow.py
+
 bench: $(STAMP)  ## timings of fitting, scoring and serving, with their conditions
 	@$(BIN)/python tests/bench.py
 
@@ -66,6 +78,9 @@ bench-fraud: $(STAMP)  ## fraud features: batch beside pandas, events a second, 
 
 bench-serve: $(STAMP)  ## the service beside its rivals: req/s, latency, memory (wrk; ARGS="--quick")
 	@$(BIN)/python tests/bench_serve.py $(ARGS)
+
+bench-monitor: $(STAMP)  ## a million decisions monitored: seconds and memory
+	@$(BIN)/python tests/bench_monitor.py
 
 lock: $(STAMP)  ## renew requirements.lock from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes \

@@ -7,6 +7,7 @@ __all__ = ['TELEMETRY_OFF', 'FinureError', 'GateError', 'find_root', 'root', 'Se
            'atomic_path', 'write_atomic', 'read_yaml', 'sha256_file', 'generator']
 
 # %% ../notebooks/00_core.ipynb #488cc36c
+import getpass
 import hashlib
 import os
 import shutil
@@ -72,7 +73,10 @@ class Settings(BaseSettings):
     max_waiting: int = Field(default=256, ge=1)  # serving: decisions not yet on disk before new requests get a 503
     deadline: float = Field(default=10, gt=0)  # serving: seconds for a request to arrive whole
     follow: Path | None = None  # serving: a file that names the bundle to serve; a new name is followed
+    challenger: Path | None = None  # serving: a second bundle that is scored beside it; `follow` names its own
+    challenger_share: float = Field(default=0, ge=0, le=1)  # serving: of applications it decides on; 0: it only watches
     notices: Path | None = None  # the file that tells notices who the creditor is
+    user: str | None = None  # who works here, for records of who trained and who changed; default: the account's name
 
     def __init__(
         self,
@@ -100,6 +104,13 @@ class Settings(BaseSettings):
     def database(self) -> str:
         "The decision log's address; sqlite in the state folder by default."
         return self.database_url or f"sqlite:///{self.home_dir() / 'decisions.db'}"
+
+    def who(self) -> str:
+        "Who works here: FINURE_USER, else the name of the account, else its number."
+        try:
+            return self.user or getpass.getuser()
+        except (KeyError, OSError):  # a container may run under a number without a name
+            return str(os.getuid())
 
 # %% ../notebooks/00_core.ipynb #3f19a73f
 def run_folder(

@@ -11,13 +11,14 @@ import os
 import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
+from importlib import import_module
 from pathlib import Path
 from typing import IO
 
 import msgspec
 import pandas as pd
 
-from .contracts.check import read_table
+from .contracts.files import read_table
 from .core import FinureError, Settings, atomic_path, find_root, read_yaml, sha256_file
 
 # %% ../notebooks/02_data.ipynb #36a95874
@@ -162,15 +163,21 @@ def _fetch(
         os.fsync(out.fileno())
 
 # %% ../notebooks/02_data.ipynb #2a4f8a2f
-SIMULATED = "simulated_bank"
+SIMULATED = {  # the function without arguments that makes each table
+    "simulated_bank": "finure.credit.data:simulated_table",
+    "simulated_cards": "finure.fraud.data:simulated_table",
+    "simulated_denial": "finure.denial.data:simulated_table",
+}
 
 # %% ../notebooks/02_data.ipynb #e16ba91b
 def locate(
-    data: str,  # a name of the catalogue, or a path to a CSV or Parquet file
+    data: str,  # a name of the catalogue or of a simulated table, or a path to a CSV or Parquet file
     settings: Settings | None = None,
     progress: Progress = lambda done, size: None,
 ) -> Path:  # a file that is there
-    "The file of a data set, pulled if need be; raises FinureError when there is none."
+    "The file of a data set, pulled or simulated if need be; raises FinureError when there is none."
+    if data in SIMULATED:
+        return simulated(data, settings)
     if Path(data).suffix:
         path = Path(data).expanduser()
         found = path if path.is_absolute() else (find_root() or Path.cwd()) / path
@@ -182,19 +189,20 @@ def locate(
 # %% ../notebooks/02_data.ipynb #1a21822e
 def simulated(
     name: str,  # of the table
-    make: Callable[[], pd.DataFrame],
     settings: Settings | None = None,
 ) -> Path:  # a file that is there
     "The file of a simulated table, made if need be."
     path = data_folder(settings) / f"{name}.parquet"
     if not path.exists():
+        module, _, function = SIMULATED[name].partition(":")
+        table = getattr(import_module(module), function)()
         with atomic_path(path) as part:
-            make().to_parquet(part, index=False)
+            table.to_parquet(part, index=False)
     return path
 
 # %% ../notebooks/02_data.ipynb #7603ecfc
 def read(
-    data: str,  # a name of the catalogue, or a path to a CSV or Parquet file
+    data: str,  # as for `locate`
     header: list[str] | None = None,  # column names of a CSV without a header line
     settings: Settings | None = None,
 ) -> pd.DataFrame:  # raw rows

@@ -134,8 +134,40 @@ def _kernel() -> Finding:
     except PackageNotFoundError:
         return Finding("bad", "kernel", "ipykernel is missing", "run `make install`")
 
+# %% ../notebooks/85_doctor.ipynb #045fe3db
+def _ledger(
+    settings: Settings,
+) -> Finding:
+    "The ledger is as it was written, and the registry's aliases are where it says."
+    from finure.ledger import check, history, ledger_file
+
+    if not ledger_file(settings).is_file() and not (settings.home_dir() / "mlflow.db").is_file():
+        return Finding("ok", "ledger", "none yet: no model was registered")
+    from finure.promote import odd_aliases
+    from finure.registry import anchors
+
+    if damage := check(anchors(settings), settings):
+        return Finding("bad", "ledger", damage[0].text, "`finure registry verify` lists all; restore it from a backup")
+    if odd := odd_aliases(settings):
+        name, moved = next(iter(odd.items()))
+        told = ", ".join(
+            f"{alias} {there or 'none'} (ledger: {told or 'none'})" for alias, (told, there) in moved.items()
+        )
+        advice = f"somebody moved it by hand, or a change was cut off: `finure registry history {name}`"
+        return Finding("bad", "ledger", f"MLflow disagrees: {name}: {told}", advice)
+    return Finding("ok", "ledger", f"{len(history(settings=settings))} line(s), as MLflow's aliases are")
+
 # %% ../notebooks/85_doctor.ipynb #b3659420
 def examine() -> list[Finding]:
     "All findings on this machine."
     settings = Settings()
-    return [_python(), _packages(), _kernel(), _data(settings), _home(settings), _port(settings), _telemetry()]
+    return [
+        _python(),
+        _packages(),
+        _kernel(),
+        _data(settings),
+        _home(settings),
+        _port(settings),
+        _ledger(settings),
+        _telemetry(),
+    ]

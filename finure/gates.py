@@ -15,10 +15,11 @@ from .core import FinureError, GateError, read_yaml
 def limits(
     path: str | Path,  # params/gates.yaml
     section: str,  # of a portfolio; one that is not in the file has the defaults
+    base: str = "default",  # the section that it changes
 ) -> dict[str, float]:  # min_<figure> or max_<figure>: the limit
     "The limits of a portfolio; raises FinureError for a limit that is none."
     content = read_yaml(path)
-    laid = (content.get("default") or {}) | (content.get(section) or {})
+    laid = (content.get(base) or {}) | (content.get(section) or {})
     found = {name: limit for name, limit in laid.items() if limit is not None}
     for name, limit in found.items():
         if name[:4] not in ("min_", "max_") or isinstance(limit, bool) or not isinstance(limit, int | float):
@@ -52,12 +53,11 @@ def check_gates(
 # %% ../notebooks/18_gates.ipynb #86bb04c5
 def demand(
     checks: list[dict],
+    then: str = "Nothing was registered.",  # what a refusal means
 ) -> None:
     "Raises GateError that names every gate not passed and by how much."
     missed = [c for c in checks if not c["passed"]]
     if missed:
         by = "; ".join(f"{c['text']} is asked for ({abs(c['value'] - c['limit']):.2g} away)" for c in missed)
         todo = " ".join(c["advice"] for c in missed if c.get("advice"))
-        raise GateError(
-            f"{len(missed)} of {len(checks)} gates not passed: {by}. Nothing was registered. {todo}".strip()
-        )
+        raise GateError(f"{len(missed)} of {len(checks)} gates not passed: {by}. {then} {todo}".strip())

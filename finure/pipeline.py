@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRODUCTS', 'ASKED', 'Product', 'params_for', 'first_params', 'Steps', 'ask', 'as_applications', 'compare',
-           'compare_payments', 'pipeline']
+           'largest_difference', 'compare_payments', 'pipeline']
 
 # %% ../notebooks/80_pipeline.ipynb #c87409ae
 import importlib
@@ -28,6 +28,7 @@ from .bundle import load_scorer
 from .contracts.check import Checked
 from .contracts.contract import REQUEST_ROLES, Column, Contract, load
 from .core import FinureError, Settings, find_root
+from .data import locate
 from .registry import bundle_of
 from .run.door import Run, run
 from .run.jobs import parameters
@@ -46,6 +47,7 @@ class Product(NamedTuple):
 PRODUCTS = {
     "credit": Product("simulated_bank", "compare", " -p candidate=scorecard"),
     "fraud": Product("simulated_cards", "compare_payments"),
+    "denial": Product("simulated_denial", "compare"),
 }
 
 
@@ -150,15 +152,24 @@ def compare(
     url: str,
     rows: pd.DataFrame,  # clean rows
     bundle: Path,
-) -> tuple[dict, int, float]:  # an answer, how many were asked, largest difference in PD
+) -> tuple[dict, int, float]:  # an answer, how many were asked, largest difference in a number of an answer
     "Asks a service and the bundle the same questions."
     scorer = load_scorer(bundle)
     applications = as_applications(rows, scorer.contract)
     single = ask(url, "/api/v1/predict", applications[0])
     answers = ask(url, "/api/v1/batch-predict", {"applications": applications})["results"]
     here = scorer.decide_frame(rows)
-    apart = max(abs(a["pd"] - p) for a, p in zip(answers, here["pd"], strict=True))
-    return single, len(answers), apart
+    return single, len(answers), largest_difference(answers, here)
+
+# %% ../notebooks/80_pipeline.ipynb #8483b3e4
+def largest_difference(
+    answers: list[dict],  # of a service
+    here: pd.DataFrame,  # the same decisions made here, a column for each part of an answer
+) -> float:
+    "How far the numbers of some answers are from those of others; infinite where only one side has one."
+    numbers = [name for name in answers[0] if name in here and pd.api.types.is_numeric_dtype(here[name])]
+    there, own = pd.DataFrame(answers)[numbers].astype(float), here[numbers].astype(float).reset_index(drop=True)
+    return float((there - own).abs().mask(there.isna() != own.isna(), float("inf")).max().max())
 
 # %% ../notebooks/80_pipeline.ipynb #1700159f
 def compare_payments(
@@ -257,7 +268,7 @@ def _data(
     "Pulls and validates."
     data, contract = importlib.import_module(f"finure.{product}.data"), load(chosen["contract"])
     with steps.step("pull", f"bring `{chosen['data']}` here and check it") as result:
-        path = data.table_path(chosen["data"])
+        path = locate(chosen["data"])
         result(f"{path.name}, {path.stat().st_size / 1e6:.1f} MB")
     with steps.step("validate", f"hold every row against contract `{contract.contract}`") as result:
         checked = data.load_table(chosen["data"], contract, *([chosen["header"]] if "header" in chosen else []))

@@ -32,8 +32,9 @@ from . import __version__
 from .audit.log import now
 from .audit.writer import DecisionLog, Entry
 from .bundle import Scorer, fingerprint, load_scorer
-from .contracts.check import Examined, delimiter, examine, readable, reason
+from .contracts.check import Examined, examine, reason
 from .contracts.contract import REQUEST_ROLES, Column, Contract, allowed
+from .contracts.files import delimiter, readable
 from .core import FinureError, Settings, atomic_path, sha256_file, write_atomic
 
 # %% ../notebooks/32_score.ipynb #c4eb4499
@@ -408,7 +409,7 @@ def score(
     out, scorer, parts = Path(out), load_scorer(bundle), Parts(Path(out))
     _check_paths(Path(path), out)
     if not hasattr(scorer, "decide_table"):
-        raise FinureError("This model decides on one event after the other, and not on files.")
+        raise FinureError("This model decides on no files: serve it, and send them to /api/v1/batch-predict.")
     info = scorer.info
     model = model or f"{info.get('name', scorer.contract.contract)}:{info.get('version', 'none')}"
     with parts.held():

@@ -9,6 +9,7 @@ LONGEST = (
     "test_fraud_train.py",
     "test_serve_live.py",
     "test_fraud_replay.py",
+    "test_promote.py",
 )
 
 

@@ -77,6 +77,13 @@ GOOD = json.dumps(VALID).encode()
 JSON = {"content-type": "application/json"}
 PREDICT, BATCH, SIMULATE = "/api/v1/predict", "/api/v1/batch-predict", "/api/v1/simulate"
 
+LENDER = {"name": "Sample Lender", "address": ["1 First Street"], "phone": "555-0100"}
+CREDITOR = {  # the file that FINURE_NOTICES names
+    "creditor": LENDER, "reasons_office": LENDER, "agencies": ["ftc"], "credit": "a personal loan", "time_zone": "UTC",
+    "contracts": ["simulated_bank", "simulated_denial"], "consumer_report": False, "score_used": False,
+    "outside_information": False,
+}  # fmt: skip
+
 
 def body(**changes) -> bytes:
     "A valid application with some values of its own."

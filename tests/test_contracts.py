@@ -10,9 +10,10 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from finure.contracts.check import check, good_bad, read_table, write_checked
+from finure.contracts.check import check, good_bad, write_checked
 from finure.contracts.contract import CATEGORIES, allowed, contracts_folder, dictionary, load, parse, to_plain
 from finure.contracts.draft import draft, draft_file, special_codes, to_yaml, words
+from finure.contracts.files import read_table
 from finure.core import FinureError
 
 REASONS = {"r": {"category": "OTHER", "text": "An example"}}

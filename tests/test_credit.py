@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from serving import PREDICT, call
+from serving import CREDITOR, PREDICT, call
 
 from finure.audit.writer import DecisionLog
 from finure.bundle import load_scorer
@@ -29,11 +29,12 @@ from finure.credit.model import (
     recency_weight,
     write_bundle,
 )  # fmt: skip
-from finure.credit.validate import decided, figures, information_table, largest_difference, reason_table
+from finure.credit.validate import decided, figures, information_table, largest_difference
 from finure.features import FeatureSet, TreeColumns
 from finure.notices.render import read_notice
 from finure.serve.app import App
 from finure.simulate.bank import Bank, modelling_table, simulate
+from finure.tables import reason_table
 
 SCALE = {"pdo": 40.0, "ref_score": 600.0, "ref_odds": 10.0}
 LIMITS = policy(gain_good=0.08, loss_bad=0.5, refer_from=0.8)
@@ -273,14 +274,6 @@ def test_tree_columns_have_the_contracts_signs(training):
     signs = {name: about.risk for name, about in training.contract.model_features().items()}
     assert dict(zip(columns.names, columns.monotone, strict=False)).items() >= signs.items()
     assert isinstance(columns.batch(training.values), np.ndarray) and pd.notna(columns.monotone).all()
-
-
-LENDER = {"name": "Sample Lender", "address": ["1 First Street"], "phone": "555-0100"}
-CREDITOR = {
-    "creditor": LENDER, "reasons_office": LENDER, "agencies": ["ftc"], "contracts": ["simulated_bank"],
-    "credit": "a personal loan", "time_zone": "UTC", "consumer_report": False, "score_used": False,
-    "outside_information": False,
-}  # fmt: skip
 
 
 @KINDS

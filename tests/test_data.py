@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from finure.contracts.contract import parse
 from finure.core import FinureError, Settings, sha256_file
-from finure.credit.data import load_table, split_rows, table_path
+from finure.credit.data import load_table, split_rows
 from finure.data import Entry, catalog, data_folder, entry, fingerprint, locate, pull, read
 
 CONTENT = b"amount,bad\n" + b"".join(b"%d,%d\n" % (i, i % 2) for i in range(400_000))
@@ -246,7 +246,7 @@ def test_the_simulated_bank_is_made_once(monkeypatch, tmp_path):
     monkeypatch.setattr("finure.credit.data.simulate", made.append)
     monkeypatch.setattr("finure.credit.data.modelling_table", lambda bank: frame)
     ours = setting(tmp_path, None)
-    paths = {table_path("simulated_bank", ours) for _ in range(2)}
+    paths = {locate("simulated_bank", ours) for _ in range(2)}
     assert paths == {data_folder(ours) / "simulated_bank.parquet"}
     assert len(made) == 1
     assert list(files(tmp_path)) == ["simulated_bank.parquet"]

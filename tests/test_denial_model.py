@@ -1,25 +1,42 @@
-"""The denial model: the job end to end, reasons with calibrated confidence, words and numbers joined, plain files"""
+"""The denial model: the job, its report and its bento end to end, calibrated confidence, words and numbers joined"""
 
 import json
 import os
+import re
 import subprocess
 import sys
+import urllib.error
+import urllib.request
+from contextlib import closing
 
 import numpy as np
 import pytest
+import yaml
+from serving import CREDITOR, JSON, PREDICT
 
+from finure.audit.log import open_store, read_records
+from finure.audit.trail import replay
+from finure.audit.verify import verify
 from finure.bundle import fingerprint, load_scorer
 from finure.contracts.contract import load
-from finure.core import Settings
+from finure.core import Settings, root
 from finure.denial.data import load_table, simulated_table
 from finure.denial.decide import ANSWER
 from finure.denial.features import rows_of
 from finure.denial.head import Joint
 from finure.denial.model import common, fit_reasons, macro_f1, tune
 from finure.denial.validate import confidence_bins, confidence_error, judging_rows, reason_figures, risk_on
-from finure.pipeline import as_applications
+from finure.explain.reasons import CATEGORIES
+from finure.fairness.assess import grouped
+from finure.fairness.measures import Judged, rates
+from finure.fairness.profile import load_portfolio
+from finure.notices.render import read_notice
+from finure.pipeline import as_applications, ask, largest_difference
 from finure.registry import bundle_of, versions
+from finure.run.compare import compare
 from finure.run.door import run
+from finure.run.swap import decided_rows, model_of, tested_rows
+from finure.serve.pack import pack, serve_packed
 from finure.simulate.bank import Bank
 
 DATA = os.environ.get("FINURE_DATA")
@@ -69,6 +86,136 @@ def test_a_run_that_passed_is_registered_and_decides_from_plain_files(trained, h
     )
     right = np.array([answer["score"] for answer in answers])[some["denied"].to_numpy() == 1].mean()
     assert right > np.mean([answer["score"] for answer in answers]) + 20
+
+
+@pytest.fixture(scope="module")
+def url(home, trained):
+    "A service of the packed bento, for a lender who is named."
+    (home / "notices.yaml").write_text(yaml.safe_dump(CREDITOR))
+    tag = pack(bundle_of("finure-small", "challenger"), "denial", "finure-small", "1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FINURE_NOTICES", str(home / "notices.yaml"))
+        with serve_packed(tag) as url:
+            yield url
+
+
+@pytest.fixture(scope="module")
+def declined(url, trained, table):
+    "Applications that the service declined, and what it answered."
+    scorer = load_scorer(trained.folder / "models" / "boosting")
+    asked = as_applications(table.tail(80), scorer.contract)
+    answers = ask(url, "/api/v1/batch-predict", {"applications": asked})["results"]
+    assert largest_difference(answers, scorer.decide_frame(table.tail(80))) == 0
+    told = [answer for answer in answers if answer["decision"] == "decline" and not answer["abstained"]]
+    return [(asked[answer["row"]], answer) for answer in told]
+
+
+def test_the_bento_decides_and_its_records_replay(url, trained, declined, home):
+    application, told = declined[0]
+    again = ask(url, PREDICT, application)
+    assert again | {"decision_id": told["decision_id"], "row": told["row"]} == told
+    assert told["reasons"] and told["confidence"] == told["denial_reasons"][0]["confidence"] >= 0.3
+    record = ask(url, f"/api/v1/decisions/{again['decision_id']}")["record"]
+    assert (record["request"], record["answer"], record["model"]) == (application, again, "finure-small:1")
+    with closing(open_store(f"sqlite:///{home}/decisions.db")) as store:
+        assert verify(store) == []
+        assert replay(store, again["decision_id"], trained.folder / "models" / "boosting").verdict == "same"
+
+
+def test_the_bento_lists_the_categories(url, trained):
+    told = ask(url, "/api/v1/categories")
+    scorer = load_scorer(trained.folder / "models" / "boosting")
+    listed = {one["category"]: one for one in told["categories"]}
+    assert set(listed) == set(CATEGORIES) and told["least_confidence"] == scorer.joint.least
+    assert {name for name, one in listed.items() if one["named"]} == set(scorer.joint.labels)
+    texts = [reason["text"] for reason in ask(url, "/api/v1/reasons")]
+    assert {text for one in listed.values() if one["given"] for text in one["sentences"]} == set(texts)
+    assert listed["COLLATERAL"]["sentences"] == ["Value or type of collateral not sufficient"]
+
+
+def test_the_bento_explains_and_its_advice_holds(url, declined):
+    held = advised = 0
+    for application, told in declined[:10]:
+        said = ask(url, "/api/v1/explain", application)
+        assert (said["decision"], said["reasons"]) == ("decline", told["reasons"]) and said["simulated"]
+        assert said["factors"][0]["reason"] in told["reasons"] and said["scorings"]
+        assert said["summary"][0].startswith("The application is declined: the probability of a denial is")
+        advised += len(said["recourse"])
+        for advice in said["recourse"]:
+            changed = {one["field"]: one["to"] for one in advice["changes"] + advice["follows"]}
+            held += ask(url, "/api/v1/simulate", application | changed)["decision"] == "approve"
+    assert held == advised > 0
+
+
+def notice(url, id, accept):
+    "Status and content of the answer to who asks for a notice."
+    case = json.dumps({"applicant": {"name": "Pat Doe", "address": ["3 Third Street"]}, "late": "a test"}).encode()
+    request = urllib.request.Request(f"{url}/api/v1/notices/{id}", case, JSON | {"accept": accept})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+@pytest.mark.parametrize("form", ["text/html", "application/pdf"])
+def test_the_bento_writes_the_notice_of_its_decision(form, url, declined, home):
+    id, told = declined[0][1]["decision_id"], declined[0][1]
+    status, content = notice(url, id, form)
+    assert (status, content) == notice(url, id, form) and status == 200
+    facts, text = read_notice(content)
+    assert [{"code": one.code, "text": one.text} for one in facts.reasons] == told["reasons"]
+    if form == "text/html":
+        assert all(
+            said in text for said in (*(reason["text"] for reason in told["reasons"]), "Pat Doe", "Sample Lender")
+        )
+        assert str(told["score"]) not in text and f"{told['confidence']:.2f}" not in text
+    assert content.startswith({"text/html": b"<!doctype html>", "application/pdf": b"%PDF-"}[form])
+    with closing(open_store(f"sqlite:///{home}/decisions.db")) as store:
+        kept = [json.loads(one.body) for one in read_records(store) if one.kind == "notice"]
+    assert [one["decision_id"] for one in kept if one["form"] == form[-4:].removeprefix("/")] == [id]
+
+
+def test_the_bento_refuses_in_the_shape_of_the_others(url, declined):
+    assert notice(url, "nothing", "text/html")[1]["type"] == "urn:finure:problem:no-such-decision"
+    broken = json.dumps(declined[0][0] | {"amount": "much"}).encode()
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(urllib.request.Request(url + PREDICT, broken, JSON), timeout=30)
+    assert json.load(refused.value)["violations"][0]["field"] == "amount"
+    paths = ask(url, "/openapi.json")["paths"]
+    assert {"/api/v1/categories", "/api/v1/explain", "/api/v1/notices/{decision_id}"} < set(paths)
+
+
+def test_the_report_tells_the_run(trained, home):
+    ended = run("denial/50_report", None, {"train_run": trained.folder.name, "model_name": "finure-small"}, home=home)
+    assert ended.status == "done", ended.record["error"]
+    page, metrics = ended.page.read_text(), trained.record["metrics"]
+    for head in ("Is the confidence worth its name?", "What the model cannot say", "Are groups treated alike?"):
+        assert head in page
+    assert "COLLATERAL" in page and f"{metrics['reason_accuracy']:.1%}" in page and "not legal advice" in page
+    assert "Traceback" not in page and not re.search(r"(?:src|href)=[\"'](?:https?:)?//", page)
+    assert ended.record["train_run"] == trained.folder.name
+
+
+def test_a_run_says_how_true_its_reasons_are_and_how_groups_fare(trained):
+    told = json.loads((trained.folder / "result.json").read_text())
+    assert told["metrics"]["reasons_turn"] > 0.8 > 0.4 > told["metrics"]["other_factors_turn"]
+    stable = ("same_reasons_background", "same_reasons_seed", "methods_agree")
+    assert min(told["metrics"][name] for name in stable) > 0.5
+    fair = json.loads((trained.folder / "fairness.json").read_text())
+    assert fair["kept_out"] == ["area_index"] and told["fairness"]["air"] == fair["air"]
+    race = [row for row in fair["proxies"] if row["attribute"] == "race_group"]
+    assert "area_index" in {row["feature"] for row in race if row["verdict"] == "proxy"}
+    found = fair["alternatives"]
+    assert found["points"][0]["model"] == "as it is" and found["unit"] == "decisions that are the lender's"
+
+
+def test_two_runs_are_compared_on_the_same_applications(trained):
+    run = (trained.record, trained.folder)
+    rows = tested_rows(trained.folder)
+    np.testing.assert_allclose(decided_rows(model_of(*run), rows)["risk"], rows["probability"], atol=1e-6)
+    told = {section.title: section for section in compare(run, run).sections}
+    assert told["Swap set"].table["rows"].sum() == len(rows) and len(told["Reasons"].table) > 3
 
 
 def test_a_note_names_reasons_and_does_not_move_the_risk(trained, table):
@@ -122,3 +269,21 @@ def test_a_fifth_of_the_real_records_is_ranked_far_better_than_published(tmp_pat
     assert found["auc"] > 0.84  # 0.719 published for these rows
     assert rows.labels == ("DTI", "EMPLOYMENT", "LOW_SCORE_HISTORY", "COLLATERAL", "CASH", "UNVERIFIABLE",
                            "INCOMPLETE", "OTHER")  # fmt: skip
+
+
+PUBLISHED = {  # approved, of the whole register of three years: shivah12/hmda-fair-lending-pipeline on GitHub
+    "White": 0.8000, "Black": 0.6429, "Hispanic": 0.7111, "Asian": 0.7940, "American Indian or Alaska Native": 0.6392,
+    "Native Hawaiian or Other Pacific Islander": 0.6656,
+}  # fmt: skip
+
+
+@pytest.mark.skipif(DATA is None, reason="FINURE_DATA is not set")
+def test_groups_of_the_national_sample_are_approved_as_published(tmp_path):
+    clean = load_table("hmda_2022_2024_us_sample", load("hmda_us"), Settings(home=tmp_path, data=DATA)).clean
+    _, portfolio = load_portfolio(root() / "params" / "fairness.yaml", "hmda_us")
+    group = grouped(clean, {"race_ethnicity": portfolio.attributes["race_ethnicity"]})["race_ethnicity"]
+    seen = rates(Judged((clean["denied"] == 0).to_numpy()), group.rename("group"))
+    assert set(seen.index) == set(PUBLISHED)
+    for name, share in PUBLISHED.items():
+        n, approved = seen.loc[name, "applications"], seen.loc[name, "approved"]
+        assert abs(approved - share) < 3 * np.sqrt(share * (1 - share) / n), (name, approved, share, n)

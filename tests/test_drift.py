@@ -7,9 +7,14 @@ import pandas as pd
 import pytest
 
 from finure.contracts.contract import parse
-from finure.core import FinureError
+from finure.core import FinureError, root
 from finure.drift import drift_report, frozen_bins, monitored
 from finure.metrics import csi
+from finure.monitor.decisions import Decided
+from finure.monitor.history import Drawn, add_history, bin_names, draw_page, workspace
+from finure.monitor.reference import Reference, freeze_column
+from finure.monitor.rules import load_rules
+from finure.monitor.watch import watch
 
 ABOUT = {"role": "feature", "reason": "r", "null": "allowed"}
 CONTRACT = parse(
@@ -97,3 +102,37 @@ def test_frozen_bins_are_those_of_the_training_rows():
     assert bins["kind"].kind == "category"
     with pytest.raises(FinureError, match="None of the features of the contract `example`"):
         monitored(rows(1)[["pd"]], CONTRACT)
+
+
+def watched(shift: float, days: int):
+    "Decisions from the first of March on, watched, and what Evidently draws of them."
+    before, after = rows(1), rows(2, shift=shift)
+    frozen = {name: freeze_column(before[name], None) for name in ("steady", "moved", "gone")}
+    reference = Reference(
+        run="r", model="finure-made:1", contract="c", rows=len(before), risk=freeze_column(before["pd"], None),
+        features=frozen, decisions={}, reasons={}, figures={}, groups={},
+    )  # fmt: skip
+    time = pd.date_range("2024-03-01", periods=len(after), freq="1h")[: 24 * days]
+    frame = after.head(len(time)).rename(columns={"pd": "risk"}).assign(time=time, decision="approve", reason=None)
+    decided, rules = Decided(frame, list(frozen), None, "made"), load_rules(root() / "params" / "monitor.yaml", "c")
+    every = frozen | {"estimated risk": reference.risk}
+    sample = bin_names(before.rename(columns={"pd": "estimated risk"}), every, 0, "reference")
+    return decided, watch(reference, decided, rules), Drawn(every, sample, 0)
+
+
+def test_the_workspace_has_every_period_once_and_the_page_fits_in_a_mail(tmp_path):
+    decided, found, drawn = watched(0.8, 40)
+    assert add_history(decided, found, drawn, "finure-made", "month", tmp_path) == ["2024-03", "2024-04"]
+    assert add_history(decided, found, drawn, "finure-made", "month", tmp_path) == []
+    decided, found, drawn = watched(0.8, 50)
+    assert add_history(decided, found, drawn, "finure-made", "month", tmp_path) == ["2024-04"]  # more came since
+    (project,) = workspace(tmp_path).list_projects()
+    runs = [workspace(tmp_path).get_run(project.id, id) for id in workspace(tmp_path).list_runs(project.id)]
+    assert (project.name, sorted(run.name for run in runs)) == ("finure-made", ["2024-03", "2024-04"])
+    assert {f"{run.timestamp:%Y-%m-%d}" for run in runs} == {"2024-03-31", "2024-04-30"}
+    assert len(project.dashboard.model().panels) == 3
+    words = draw_page(decided, found, drawn, tmp_path / "drift.html")
+    page = (tmp_path / "drift.html").read_text()
+    assert (
+        len(page.encode()) < 5_000_000 and words in page.replace("&#x27;", "'") and "default-src 'none'" in page[:600]
+    )

@@ -7,8 +7,9 @@ import pytest
 from explained import KINDS, applications, fitted, refused, scorer, train_pds
 
 from finure.contracts.contract import load, parse
-from finure.credit.fidelity import FIDELITY_TEXTS, reason_fidelity
+from finure.credit.fidelity import scorer_fidelity
 from finure.explain.factors import IMPACTS, factor_table
+from finure.explain.fidelity import FIDELITY_TEXTS
 from finure.explain.reference import Levels, Reference, plain, read_reference
 from finure.explain.summary import explain
 
@@ -98,7 +99,7 @@ def test_an_explanation_is_always_the_same_and_names_nothing_protected(kind):
 def test_stated_reasons_turn_decisions_and_others_do_not(kind):
     training, models = fitted()
     values = scorer(kind).features.batch(applications()[0])
-    found = reason_fidelity(scorer(kind), models[kind], training, train_pds(kind), values, {})
+    found = scorer_fidelity(scorer(kind), models[kind], training, train_pds(kind), values, {})
     assert set(found) == {name for name in FIDELITY_TEXTS if kind == "boosting" or "seed" not in name}
     assert found["reasons_turn"] > 0.8 and found["other_factors_turn"] < 0.3
     assert found["methods_agree"] > 0.6 and found["same_reasons_background"] > 0.85

@@ -12,7 +12,10 @@ from finure.core import FinureError, Settings
 from finure.fraud.data import simulated_table
 from finure.fraud.tables import against_published, read_run
 from finure.registry import BundleModel, bundle_of, signature, versions
+from finure.run.compare import compare
 from finure.run.door import run
+from finure.run.records import find_one
+from finure.run.swap import decided_rows, model_of, tested_rows
 from finure.simulate.cards import Cards
 
 TOWN = Cards(customers=500, terminals=1_000, days=80, compromised=0.8, leaked=1.0, radius=10)
@@ -82,6 +85,17 @@ def test_a_missed_gate_registers_nothing_and_the_same_data_give_the_same_model(t
     assert len(versions("finure-town", Settings(home=home))) == 1
     assert again.record["metrics"] == trained.record["metrics"]
     assert fingerprint(again.folder / "model") == fingerprint(trained.folder / "model")
+
+
+def test_two_runs_are_compared_on_the_payments_of_the_newer_one(trained, home):
+    run = find_one(trained.folder.name[-4:], home)
+    told = {section.title: section for section in compare(run, run).sections}
+    assert told["Swap set"].words.startswith("now approve: 0 (0.0%), no longer approve: 0")
+    assert told["Swap set"].table["rows"].sum() == (len(tested_rows(run[1])))
+    rows = tested_rows(run[1])
+    decided = decided_rows(model_of(*run), rows)
+    np.testing.assert_allclose(decided["risk"], rows["probability"], atol=1e-6)
+    assert len(told["Reasons"].table) and told["Cut-off"].words.endswith("no difference.")
 
 
 def test_the_report_is_small_offline_and_true_to_its_run(trained, home):

@@ -16,7 +16,8 @@ NOTEBOOKS = sorted(
 )
 
 SIMULATED = {  # long on real data: here they run without
-    "credit/20_features.ipynb", "fraud/10_eda.ipynb", "fraud/34_benchmark.ipynb", "denial/34_benchmark.ipynb",
+    "credit/20_features.ipynb", "fraud/10_eda.ipynb", "fraud/34_benchmark.ipynb", "denial/10_eda.ipynb",
+    "denial/34_benchmark.ipynb",
 }  # fmt: skip
 
 

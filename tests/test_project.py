@@ -62,11 +62,11 @@ def test_modules_and_training_jobs_carry_no_outputs():
     for path in NOTEBOOKS:
         cells = json.loads(path.read_text())["cells"]
         exports = any("default_exp" in "".join(cell["source"]) for cell in cells)
-        if exports or re.match(r"\d0_(train|report)", path.name):
+        if exports or re.match(r"\d0_(train|report|monitor)", path.name):
             assert not any(cell.get("outputs") for cell in cells), f"{path.name} carries outputs"
 
 
-JOBS = {"train": "40_train", "report": "50_report"}
+JOBS = {"train": "40_train", "report": "50_report", "monitor": "60_monitor"}
 PRODUCT = {
     "fraud": "fraud",
     "simulated_cards": "fraud",
@@ -80,13 +80,13 @@ def test_params_files_are_understood_by_their_jobs(path):
     content = yaml.safe_load(path.read_text())
     if path.stem == "gates":
         contracts = {p.stem for p in (ROOT / "data" / "contracts").glob("*.yaml")}
-        assert set(content) - {"default"} <= contracts
+        assert set(content) - {"default", "promotion"} <= contracts
         return
     if path.stem == "products":
         assert all(read_products(path, load(contract)) for contract in content)
         return
-    if path.stem in ("fraud_rules", "notices", "fairness"):
-        return  # no job's parameters: tests/test_fraud_rules.py, test_notices.py and test_fairness.py read them
+    if path.stem in ("fraud_rules", "notices", "fairness", "schedule", "monitor", "alerts"):
+        return  # no job's parameters: tests/test_fraud_rules.py, test_notices.py, ... read them
     for section, values in content.items():
         known = inspect_notebook(str(ROOT / "notebooks" / PRODUCT.get(path.stem, "credit") / f"{JOBS[section]}.ipynb"))
         assert set(values) <= set(known), f"{path.name}: {section}"

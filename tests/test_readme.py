@@ -37,6 +37,7 @@ RUN = [
     ".venv/bin/finure pipeline -f params/loans.yaml",
     ".venv/bin/finure doctor", "make report-credit",
     ".venv/bin/finure contract show simulated_bank", ".venv/bin/finure registry ls",
+    ".venv/bin/finure schedule print systemd", ".venv/bin/finure runs ls",
 ]  # fmt: skip
 TRAIN = "make train-credit"  # the command that `make run` and the line above have run
 STARTED = ["make lab", "make serve-credit"]
@@ -61,7 +62,7 @@ def test_make_trains_by_the_same_door(checkout):
     assert ".venv/bin/finure run credit/40_train" in shell(TRAIN.replace("make", "make -n"), checkout).stdout
 
 
-def test_lab_starts(checkout):
+def test_lab_starts_and_runs_a_notebook_job(checkout):
     log = checkout / "lab.log"
     with log.open("w") as out:
         process = subprocess.Popen(
@@ -74,12 +75,39 @@ def test_lab_starts(checkout):
         )
     try:
         until = time.monotonic() + 90
-        while not (found := re.search(r"http://localhost:\d+/lab\?token=\w+", log.read_text())):
+        while not (found := re.search(r"(http://localhost:\d+)/lab\S*\?token=(\w+)", log.read_text())):
             assert time.monotonic() < until and process.poll() is None, log.read_text()[-2000:]
             time.sleep(0.5)
         assert b"JupyterLab" in urllib.request.urlopen(found[0], timeout=30).read()
+        notebook_job(checkout, *found.groups())
     finally:
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def notebook_job(checkout, url, token):
+    "Trains on the loans by a job of JupyterLab, through its API."
+
+    def ask(path: str, body: dict | None = None):
+        "An answer of the scheduler."
+        headers = {"Authorization": f"token {token}", "Content-Type": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/scheduler/{path}", data, headers)) as answer:
+            return json.loads(answer.read() or b"null")
+
+    (place,) = ask("runtime_environments")
+    given = {"contract": '"loans"', "data": '"loans.csv"', "model_name": '"finure-lab"'}  # as Python writes them
+    asked = {"name": "train", "input_uri": "notebooks/credit/40_train.ipynb", "output_formats": ["ipynb", "html"]}
+    job = ask("jobs", asked | {"runtime_environment_name": place["name"], "parameters": given})["job_id"]
+    until = time.monotonic() + 600
+    while (state := ask(f"jobs/{job}"))["status"] not in ("COMPLETED", "FAILED"):
+        assert time.monotonic() < until
+        time.sleep(1)
+    assert state["status"] == "COMPLETED", state["status_message"]
+    ask(f"jobs/{job}/download_files")
+    while not (pages := list(checkout.glob("runs/jupyter/jobs/*/*.html"))):
+        assert time.monotonic() < until
+        time.sleep(0.5)
+    assert "contract version 0-draft" in pages[0].read_text()
 
 
 def test_serve_and_ask_with_curl(checkout):
@@ -123,12 +151,13 @@ def test_a_file_is_scored_and_the_log_holds(checkout):
     assert len(pd.read_parquet(checkout / "runs" / "decisions.parquet")) == 100
 
 
-def test_a_job_runs_in_jupyter_and_leaves_nothing_beside_it(checkout, tmp_path):
+def test_plain_papermill_takes_the_section_of_a_job_and_leaves_nothing_beside_it(checkout, tmp_path):
     folder = checkout / "notebooks" / "credit"
     before, listed = sorted(folder.iterdir()), shell(".venv/bin/finure registry ls", checkout).stdout
-    notebook = "notebooks/credit/40_train.ipynb"
-    done = shell(f".venv/bin/jupyter nbconvert --to notebook --execute {notebook} --output-dir {tmp_path}", checkout)
+    command = f".venv/bin/papermill notebooks/credit/40_train.ipynb {tmp_path}/out.ipynb -f params/loans.yaml"
+    done = shell(command, checkout)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "contract version 0-draft" in (tmp_path / "out.ipynb").read_text()
     assert sorted(folder.iterdir()) == before
     assert shell(".venv/bin/finure registry ls", checkout).stdout == listed
 

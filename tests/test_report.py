@@ -15,11 +15,12 @@ from finure.credit.tables import (
     explain,
     read_run,
 )
-from finure.credit.validate import reason_table
 from finure.report import find_run, html_table, registered_before
+from finure.run.compare import compare, write_page
 from finure.run.door import run
 from finure.simulate.bank import modelling_table, simulate
 from finure.simulate.world import Bank
+from finure.tables import reason_table
 
 QUICK = {"max_depth": 2, "eta": 0.2}
 
@@ -75,6 +76,27 @@ def test_the_page_names_its_run_and_shows_its_figures(report, trained):
         assert head in page
     assert "not legal advice" in page
     assert "Index of the neighbourhood" in page  # the data dictionary
+
+
+def test_both_models_of_a_run_are_compared_on_one_page(trained, home, tmp_path):
+    before, after = [(trained.record | {"candidate": kind}, trained.folder) for kind in ("scorecard", "boosting")]
+    found = compare(before, after)
+    told = {section.title: section for section in found.sections}
+    read = read_run(trained.folder)
+    moved = told["Swap set"].table.set_index(["before", "after"])["rows"]
+    assert moved.sum() == len(read.part("test"))
+    limit, part = read.scorer.facts["policy"]["approve_up_to"], read.part("test")
+    now = ((part["pd_scorecard"] > limit) & (part["pd_boosting"] <= limit)).sum()
+    assert now > 0 and told["Swap set"].words.startswith(f"now approve: {now} (")
+    figures = told["Figures on the same rows"].table.set_index("figure")
+    metrics = trained.record["compared"]
+    assert figures.loc["auc", "before"].startswith(f"{metrics['scorecard']['auc']:.4f} (")
+    assert figures.loc["auc, after less before", "after"].startswith(
+        f"{metrics['boosting']['auc'] - metrics['scorecard']['auc']:+.4f} ("
+    )
+    assert set(told["Who they are"].table["feature"]) <= set(read.scorer.contract.model_features())
+    page = write_page(found, tmp_path / "page.html").read_text()
+    assert "Swap set" in page and str(now) in page and "<script" not in page and "http:" not in page
 
 
 def test_the_result_repeats_the_figures_of_the_run(report, trained):

@@ -13,8 +13,8 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from finure.core import FinureError
-from finure.run.door import _result, run
+from finure.core import FinureError, Settings
+from finure.run.door import How, _result, run
 from finure.run.jobs import parameters, parse_overrides
 from finure.run.pages import index
 from finure.run.records import holder, lock, read_record
@@ -125,7 +125,7 @@ def test_a_run_leaves_notebook_page_and_record(house, capsys):
     assert (record["summary"], record["status"], record["telemetry"]) == ("Trained", "done", "true")
     assert record["python"] == "$PREFIX/bin/" + Path(sys.executable).name  # not the kernel the notebook asks for
     assert record["started"] <= record["ended"] and "pid" not in record
-    assert record["packages"]["papermill"] and record["git"] is None and record["who"] is None
+    assert record["packages"]["papermill"] and record["git"] is None and record["who"] == Settings().who()
     log = capsys.readouterr().err.splitlines()
     assert [line.partition(": ")[2] for line in log[:2]] == ["Train", "Fit the models"]
     assert len(log) == 3 and "done after" in log[2]
@@ -149,14 +149,16 @@ def test_a_failed_run_says_where_and_why_and_names_no_place_of_this_machine(hous
 
 def test_a_gate_that_is_not_passed_is_exit_code_2(house):
     ended = start(house, outcome="gate")
-    assert (ended.status, ended.exit_code) == ("gate", 2)
+    assert (ended.status, ended.exit_code, len(ended.record["attempts"])) == ("gate", 2, 1)
     html = ended.page.read_text()
     assert "did not pass its gate; nothing was registered" in html
     assert "AUC: 0.66, at least 0.695 is asked for; 0.035 away" in html
 
 
 def test_a_kernel_that_dies_is_a_failed_run(house):
-    ended = start(house, outcome="die")
+    ended = run(
+        "credit/40_train", None, {"outcome": "die"}, house.parent / "state", house / "notebooks", How(retries=0)
+    )
     assert (ended.status, ended.exit_code, ended.record["error"]["name"]) == ("failed", 1, "DeadKernelError")
     assert "This run failed" in ended.page.read_text()
     assert holder(ended.folder.parent) is None

@@ -234,7 +234,7 @@ def test_the_pointer_follows_an_alias(tmp_path, monkeypatch, capsys):
     assert look("1") == "1" and not pointer.exists()
     champion[0] = "2"
     assert look("1") == "2"
-    named = swap.followed(pointer)
+    named = swap.followed(pointer).bundle
     assert json.loads((named / "model.json").read_text())["version"] == "2"
     assert json.loads((named / "weights.json").read_text()) == {"most": 2000}
     for error in (FinureError("no such alias"), OSError("no network"), KeyError("x")):
@@ -242,7 +242,7 @@ def test_the_pointer_follows_an_alias(tmp_path, monkeypatch, capsys):
         assert look("2") == "2" and str(error) in capsys.readouterr().err
     failing.clear()
     champion[0] = "1"
-    assert look("2") == "1" and swap.followed(pointer) != named
+    assert look("2") == "1" and swap.followed(pointer).bundle != named
 
 
 def test_a_service_follows_an_alias_of_the_registry(tmp_path, monkeypatch):
@@ -281,7 +281,7 @@ def test_the_watcher_ends_with_its_service_and_survives_the_registry(tmp_path, m
     monkeypatch.setenv("FINURE_HOME", str(tmp_path))
     looks = []
 
-    def look(name, alias, version, pointer):
+    def look(name, alias, version, pointer, share):
         looks.append(version)
         return str(int(version) + 1)
 
@@ -294,4 +294,4 @@ def test_the_watcher_ends_with_its_service_and_survives_the_registry(tmp_path, m
     started = time.monotonic()
     assert follow_module.serve_following("t:1", "champion", "127.0.0.1", 0) == 0
     assert looks[:3] == ["1", "2", "3"] and time.monotonic() - started < 30
-    assert swap.followed(tmp_path / "serving" / "t@champion").name == "bundle"
+    assert swap.followed(tmp_path / "serving" / "t@champion").bundle.name == "bundle"

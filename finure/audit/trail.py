@@ -18,7 +18,7 @@ import msgspec
 
 from .. import __version__
 from .log import FIRST_PREV, Record, Store, body_hash, find_record, record_hash
-from ..bundle import Decided, Scorer, feature_names, fingerprint, load_scorer
+from ..bundle import BESIDE, Decided, Scorer, feature_names, fingerprint, load_scorer
 from ..contracts.read import ApplicationReader, MalformedError, ViolationError
 from ..core import FinureError, Settings
 
@@ -272,6 +272,7 @@ def differences(
     (answer, trace, _), model = now, Model("", features=names)
     recorded = {name: value for name, value in decision.answer.items() if name not in NOT_DECIDED}
     before, after = dict(decision.trace), dict(trace)
+    before.pop(BESIDE, None)  # what another model would have decided has no part in this decision
     features = [named_features(part.pop("features", None) or [], model) for part in (before, after)]
     return [*compare(recorded, answer), *compare(*features, "feature."), *compare(before, after, "trace.")]
 

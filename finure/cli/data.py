@@ -118,8 +118,9 @@ def contract_check(
     folder: Annotated[Path, typer.Option("--out", help="Where clean rows and rejects go.")] = Path("."),
 ) -> None:
     "Checks a file: prints the violations, writes clean rows and rejects; exit code 1 if there are rejects."
-    from finure.contracts.check import check, read_table, write_checked
+    from finure.contracts.check import check, write_checked
     from finure.contracts.contract import load
+    from finure.contracts.files import read_table
 
     agreed = load(contract)
     checked = check(read_table(file, list(agreed.columns) if no_header else None), agreed, scoring)

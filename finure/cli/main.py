@@ -14,15 +14,19 @@ import typer
 from rich.console import Console
 
 from .. import __version__
+from .alerts import alerts_app
 from .audit import audit_app
 from .data import contract_app, data_app
 from .fraud import fraud_app, simulate_app
+from .history import runs_app, schedule_app
 from .image import image
 from .notices import notice_app
-from .runs import registry_app, report, run_job, run_pipeline
+from .registry import evidence, registry_app
+from .runs import report, run_job, run_pipeline
 from .score import score
 from .serving import keys_app, serve
 from .terminal import out, table
+from .watch import book, monitor, monitor_ui, retrain
 from ..core import FinureError, telemetry_off
 
 # %% ../../notebooks/90_cli/90_main.ipynb #01c56715
@@ -37,11 +41,17 @@ for command, does in (
     ("serve", serve),
     ("score", score),
     ("image", image),
+    ("monitor", monitor),
+    ("monitor-ui", monitor_ui),
+    ("retrain", retrain),
+    ("book", book),
+    ("evidence", evidence),
 ):
     app.command(command)(does)
 PARTS = {
     "data": data_app, "contract": contract_app, "registry": registry_app, "keys": keys_app, "audit": audit_app,
-    "fraud": fraud_app, "simulate": simulate_app, "notice": notice_app,
+    "fraud": fraud_app, "simulate": simulate_app, "notice": notice_app, "runs": runs_app, "schedule": schedule_app,
+    "alerts": alerts_app,
 }  # fmt: skip
 for name, part in PARTS.items():
     app.add_typer(part, name=name)

@@ -20,6 +20,13 @@ def serve(
     params_file: ParamsFile = None,
     version: Annotated[str, typer.Option(help="An alias or a version of the registered model.")] = "challenger",
     follow: Annotated[bool, typer.Option("--follow", help="When the alias moves, serve the new version.")] = False,
+    challenger: Annotated[
+        bool, typer.Option("--challenger", help="Serve the champion with the challenger beside it; both are followed.")
+    ] = False,
+    share: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Of the applications the challenger decides on; 0: it only watches."),
+    ] = 0.0,
     port: Annotated[int | None, typer.Option(help="Default: FINURE_PORT, else 3000.")] = None,
 ) -> None:
     "Packs a registered model if need be and serves it until it is stopped."
@@ -30,6 +37,9 @@ def serve(
     from finure.serve.pack import bento_folder, pack, serve_here
 
     settings = Settings()
+    if share and not challenger:
+        raise FinureError("--share is the challenger's share of the applications: give --challenger, too.")
+    version, follow = ("champion" if challenger and version == "challenger" else version), follow or challenger
     if settings.host not in ("127.0.0.1", "::1", "localhost") and not _keys():
         raise FinureError(f"Without an API key nobody on {settings.host} would be answered: finure keys create NAME")
     chosen = parameters(root() / "notebooks" / product / "40_train.ipynb", params_file or params_for(product))
@@ -40,7 +50,7 @@ def serve(
     port = port or settings.port
     out.print(f"{tag} on http://{settings.host}:{port}/docs, stop with Ctrl-C", highlight=False)
     if follow:
-        raise typer.Exit(serve_following(tag, version, settings.host, port))
+        raise typer.Exit(serve_following(tag, version, settings.host, port, share if challenger else None))
     serve_here(tag, settings.host, port)
 
 # %% ../../notebooks/90_cli/40_serving.ipynb #ace0aa15

@@ -21,7 +21,7 @@ out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)  # a l
 ParamsFile = Annotated[
     Path | None, typer.Option("-f", "--params-file", exists=True, dir_okay=False, help="YAML, one section a job.")
 ]
-Product = Annotated[str, typer.Argument(help="The product: credit or fraud.")]
+Product = Annotated[str, typer.Argument(help="The product: credit, fraud or denial.")]
 
 # %% ../../notebooks/90_cli/00_terminal.ipynb #343a0729
 def table(

@@ -64,6 +64,7 @@ class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     risk: Literal[-1, 0, 1] = 0  # +1: higher is riskier; -1: higher is safer; 0: not constrained
     reason: str | None = None
     change: Change | None = None  # None: the applicant cannot change it
+    age: bool | None = None  # whether it is the applicant's age in years; to be said where its name sounds like it
     strip: str | None = None  # text only: a pattern that matches what is not the applicant's own words
     bad: Level | None = None  # target only: the level that means bad
     explained: str | None = None  # why it may tell good from bad so well (see the gate on information value)
@@ -141,7 +142,23 @@ def _column_faults(
         faults.append("a feature needs a `reason`, the principal reason it stands for")
     if column.strip is not None and not (column.type == "text" and _is_pattern(column.strip)):
         faults.append("`strip` must be a regular expression, and belongs to text")
+    faults += _age_faults(name, column)
     return [f"columns.{name}: {fault}" for fault in faults] + _reason_fault(f"columns.{name}", column.reason, reasons)
+
+# %% ../../notebooks/01_contracts/00_contract.ipynb #652c1fdc
+_LIKE_AGE = re.compile(r"(^|_)(age|dob|birth\w*)($|_(in_)?(years?|bands?|groups?))", re.IGNORECASE)
+
+
+def _age_faults(
+    name: str,
+    column: Column,
+) -> list[str]:
+    "What is wrong with an age, or with a column that may be one."
+    if column.age and column.type not in ("integer", "number"):
+        return ["`age: true` belongs to a number of years"]
+    if column.age is None and column.role in SCORED_ROLES and _LIKE_AGE.search(name):
+        return ["looks like the applicant's age: say `age: true`, or `age: false`, or give it the role protected"]
+    return []
 
 # %% ../../notebooks/01_contracts/00_contract.ipynb #8fd0ebea
 def _level_faults(

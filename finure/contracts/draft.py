@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from .check import MISSING, _dates, read_table
+from .check import _dates
 from .contract import Column, Contract, Reason, faults, to_plain
+from .files import MISSING, read_table
 from ..core import FinureError, write_atomic
 
 # %% ../../notebooks/01_contracts/20_draft.ipynb #7958c343

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..bundle import Decided, OneRow, compiled
+from ..bundle import Beside, Decided, OneRow, compiled
 from ..contracts.contract import Contract, load
 from ..core import FinureError
 from ..explain.reasons import MOST_REASONS, PrincipalReasons, shortfall
@@ -402,29 +402,49 @@ class CreditScorer(_Tables):
         applications: Sequence[Mapping[str, object]],
     ) -> list[Decided]:
         "Decides on many applications: the same answers as one at a time."
-        if not applications:
+        return self.decide_features([self.features.online(application) for application in applications])
+
+    def decide_features(
+        self,
+        rows: Sequence[Sequence[float]],  # features, in the order of `features.names`
+    ) -> list[Decided]:
+        "Decides on features, as on the applications that they are of."
+        if not len(rows):
             return []
-        rows, told = [self.features.online(application) for application in applications], self._told
-        columns = zip(*(column.tolist() for column in self.decide_table(np.array(rows))), strict=True)
+        told, columns = self._told, zip(*(c.tolist() for c in self.decide_table(np.array(rows))), strict=True)
         answers = (
             dict(zip(Decisions._fields, (*answer, [told[at] for at in reasons if at >= 0]), strict=True))
             for *answer, reasons in columns
         )
         return [Decided(answer, {"features": row}) for answer, row in zip(answers, rows, strict=True)]
 
+    def beside(
+        self,
+        other: "CreditScorer",
+    ) -> Beside:
+        "What says, of anything that another model decided on, what this one would have decided."
+        read = self.features.online
+        if set(self.features.used) <= set(other.features.used):
+            return lambda application, trace: self.judged(trace["features"])
+        return lambda application, trace: self.judged(read(application))
+
+    def judged(
+        self,
+        values: Sequence[float],  # one per feature
+    ) -> dict:
+        "An answer without reasons."
+        pd = self.risk(values)
+        told = {"pd": pd, "score": self.scale.shown(pd), "grade": self.bands.grade(pd)}
+        return told | {"decision": self.bands.decision(pd)}
+
     def routes(
         self,
         decider: "Decider",  # of finure.serve.decider
     ) -> "dict[str, Route]":  # by path
         "Explanations, and notices to applicants where FINURE_NOTICES says who the creditor is."
-        from finure.serve.explain import explain_routes
+        from finure.serve.explain import applicant_routes
 
-        own = explain_routes(decider, self, self.reference)
-        if decider.settings.notices is None:
-            return own
-        from finure.notices.routes import routes
-
-        return own | routes(decider)
+        return applicant_routes(decider, self)
 
 # %% ../../notebooks/credit/35_decide.ipynb #6d89b6da
 def with_event_time(
@@ -458,15 +478,9 @@ def _decide_frame(
     "The decisions on a table of raw applications."
     import pandas as pd
 
-    from finure.contracts.check import check
+    from finure.contracts.check import all_clean
 
-    checked = check(with_event_time(frame, scorer.contract), scorer.contract, scoring=True)
-    if len(checked.rejects):
-        first = checked.rejects.iloc[0]
-        raise FinureError(
-            f"{len(checked.rejects)} of {len(frame)} applications break the contract; "
-            f"row {checked.rejects.index[0]}: {first['reject_reason']}"
-        )
-    decided = scorer.decide_table(scorer.features.batch(checked.clean))
+    clean = all_clean(with_event_time(frame, scorer.contract), scorer.contract)
+    decided = scorer.decide_table(scorer.features.batch(clean))
     texts = ["; ".join(reasons) for reasons in scorer.texts(decided.reasons)]
     return pd.DataFrame(decided._asdict() | {"reasons": texts}, index=frame.index)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALLEST_BIN', 'TREND', 'LEAST_IV', 'MOST_CORRELATION', 'BOOSTING', 'MOST_ROUNDS', 'ROUND_STEP', 'FOLDS', 'THREADS',
            'Training', 'recency_weight', 'Binned', 'bin_feature', 'FittedScorecard', 'fit_scorecard', 'FittedTrees',
-           'tree_parameters', 'fit_trees', 'to_onnx', 'grades', 'policy', 'write_bundle']
+           'tree_parameters', 'fit_trees', 'grades', 'policy', 'write_bundle']
 
 # %% ../../notebooks/credit/30_model.ipynb #6cf87ffa
 import logging
@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import onnxmltools
 import xgboost as xgb
 import yaml
-from onnxmltools.convert.common.data_types import FloatTensorType
 from optbinning import OptimalBinning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
+from ..bundle import to_onnx
 from ..contracts.contract import Column, Contract, to_plain
 from ..core import FinureError, write_atomic
 from .decide import Characteristic, Scale
@@ -315,17 +314,6 @@ def _choose_rounds(
     loss = [np.average(np.logaddexp(0, sign * margin), weights=training.weight) for margin in margins]
     best = int(np.argmin(loss))
     return int(steps[best]), margins[best]
-
-# %% ../../notebooks/credit/30_model.ipynb #6d20711d
-def to_onnx(
-    booster: xgb.Booster,
-    n_columns: int,
-) -> bytes:  # an ONNX model: X (rows, columns) float32 -> probabilities (rows, 2)
-    "The trees, compiled for onnxruntime."
-    model = onnxmltools.convert_xgboost(
-        booster, name="trees", initial_types=[("X", FloatTensorType([None, n_columns]))], target_opset=15,
-    )  # fmt: skip
-    return model.SerializeToString()
 
 # %% ../../notebooks/credit/30_model.ipynb #20bd9989
 def _write_scorecard(

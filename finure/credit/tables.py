@@ -4,51 +4,31 @@
 
 # %% auto #0
 __all__ = ['Trained', 'read_run', 'decisions', 'by_group', 'score_bands', 'tested_grades', 'vintages', 'Explained', 'explain',
-           'examples', 'feature_table', 'data_dictionary']
+           'examples']
 
 # %% ../../notebooks/credit/44_tables.ipynb #c78cf2b0
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from ..contracts.contract import Contract, dictionary
 from ..core import generator
 from .decide import CreditScorer, load_scorer
-from .validate import feature_frame
-from ..metrics import grade_table, information_value, vintage_table, wilson
+from ..metrics import grade_table, vintage_table, wilson
+from ..report import TrainedRun
 from ..run.records import read_record
+from ..tables import feature_frame
 
 # %% ../../notebooks/credit/44_tables.ipynb #32a30e46
-class Trained(NamedTuple):
-    "A training run, as a report reads it."
+@dataclass(frozen=True)
+class Trained(TrainedRun):
+    "A training run of credit; `scored`: people's values, bad, event_time, pd_scorecard, pd_boosting, pd_candidate."
 
-    folder: Path
-    record: dict  # run.json
-    result: dict  # result.json
-    contract: Contract  # as it was trained with
     scorer: CreditScorer  # of the candidate
     values: np.ndarray  # (rows, features) as the model takes them
-    scored: pd.DataFrame  # the same for people, with part, bad, event_time, pd_scorecard, pd_boosting, pd_candidate
-
-    @property
-    def version(self) -> str:
-        "The name and the version of the model."
-        registered = self.result.get("registered")
-        number = f"version {registered['version']}" if registered else "(not registered)"
-        return f"{self.result['model_name']} {number}"
-
-    @property
-    def identity(self) -> str:
-        "What every figure of the report stands on."
-        facts, agreed = self.result, f"{self.contract.contract} {self.contract.version}"
-        return f"{self.version}, training run {self.folder.name}, contract {agreed}, data {facts['data']}"
-
-    def part(self, name: str) -> pd.DataFrame:
-        "The rows of a part: train or test."
-        return self.scored[self.scored["part"] == name].reset_index(drop=True)
 
 # %% ../../notebooks/credit/44_tables.ipynb #0007cca6
 def read_run(
@@ -61,7 +41,7 @@ def read_run(
     values = scored[scorer.features.names].to_numpy()
     scored = feature_frame(values, scorer.contract).join(scored.drop(columns=scorer.features.names))
     scored["pd_candidate"] = scored[f"pd_{result['candidate']}"]
-    return Trained(folder, read_record(folder), result, scorer.contract, scorer, values, scored)
+    return Trained(folder, read_record(folder), result, scorer.contract, scored, scorer, values)
 
 # %% ../../notebooks/credit/44_tables.ipynb #30903e04
 def decisions(
@@ -183,30 +163,3 @@ def examples(
     table = table.loc[~table["reasons"].str[0].duplicated()].head(n)
     numbered = [" ".join(f"({i}) {text}." for i, text in enumerate(reasons, 1)) for reasons in table["reasons"]]
     return table[["score", "grade"]].assign(**{"principal reasons, the strongest first": numbered})
-
-# %% ../../notebooks/credit/44_tables.ipynb #8e290a35
-def feature_table(
-    trained: Trained,
-    strength: pd.Series,  # from `explain`
-) -> pd.DataFrame:  # feature, meaning, information value, mean contribution; strongest first
-    "How much each feature tells of good and bad, and how much the model uses it."
-    train, rows = trained.part("train"), []
-    for name, about in trained.contract.model_features().items():
-        meaning = about.description or f"{getattr(about, 'op', '')} of {', '.join(getattr(about, 'of', ()))}"
-        rows.append((name, meaning, information_value(train[name], train["bad"]), strength.get(name, 0.0)))
-    table = pd.DataFrame(rows, columns=["feature", "meaning", "information value", "mean contribution"])
-    return table.sort_values("mean contribution", ascending=False, kind="stable", ignore_index=True)
-
-# %% ../../notebooks/credit/44_tables.ipynb #3c1a3bde
-def data_dictionary(
-    contract: Contract,
-) -> pd.DataFrame:  # name, meaning, holds, if missing, role, what it stands for
-    "Every column of the contract and every derived feature, for people."
-    rows = []
-    for row in dictionary(contract):
-        meaning = row["meaning"] + (f" ({row['unit']})" if row["unit"] else "")
-        stands = ": ".join(part for part in (row["risk"], row["reason"]) if part)
-        derived = contract.features.get(row["name"])
-        holds = f"{derived.op} of {', '.join(derived.of)}" if derived else row["allowed"]
-        rows.append((row["name"], meaning, holds, row["missing"], row["role"], stands))
-    return pd.DataFrame(rows, columns=["name", "meaning", "holds", "if missing", "role", "stands for"])

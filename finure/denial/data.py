@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REASONS', 'HMDA_REASONS', 'APPROVED', 'DENIED', 'BANDS', 'MOST_LTV', 'WORDS_FOR_NOTHING', 'CODED', 'SIMULATED_DENIAL',
            'USUAL', 'LEFT_OUT', 'NO_NOTE', 'BROWSER', 'FIRST_YEAR', 'NEEDED', 'normalised', 'hurried',
-           'simulated_table', 'table_path', 'load_table', 'request_url', 'pull_records']
+           'simulated_table', 'load_table', 'request_url', 'pull_records']
 
 # %% ../../notebooks/denial/00_data.ipynb #db4208da
 import os
@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..contracts.check import Checked, check, read_table
+from ..contracts.check import Checked, check
 from ..contracts.contract import Contract
 from ..core import FinureError, Settings, atomic_path, generator
-from ..data import BLOCK, Progress, data_folder, locate, simulated
+from ..data import BLOCK, Progress, data_folder, read
 from ..simulate.bank import Bank, simulate
 
 # %% ../../notebooks/denial/00_data.ipynb #b826ef94
@@ -149,24 +149,13 @@ def simulated_table(
                                            "decision", "booked") if n in whole])  # fmt: skip
 
 # %% ../../notebooks/denial/00_data.ipynb #0619289d
-def table_path(
-    data: str,  # a name of the catalogue, `simulated_denial`, or the path of a CSV or Parquet file
-    settings: Settings | None = None,
-    progress: Progress = lambda done, size: None,
-) -> Path:  # a file that is there
-    "The file of the applications, pulled or simulated if need be."
-    if data == SIMULATED_DENIAL:
-        return simulated(SIMULATED_DENIAL, simulated_table, settings)
-    return locate(data, settings, progress)
-
-
 def load_table(
     data: str,
     contract: Contract,
     settings: Settings | None = None,
 ) -> Checked:  # clean rows, rejects, violations
     "Applications checked against the contract."
-    return check(normalised(read_table(table_path(data, settings))), contract)
+    return check(normalised(read(data, settings=settings)), contract)
 
 # %% ../../notebooks/denial/00_data.ipynb #0a8421e3
 BROWSER = "https://ffiec.cfpb.gov/v2/data-browser-api/view/csv"

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..bundle import Decided, OneRow, compiled
+from ..bundle import Beside, Decided, OneRow, compiled
 from ..contracts.contract import load
 from ..core import FinureError
+from .categories import categories_route
 from .features import text_column, words
 from .head import Joint, TextHead
 from ..explain.reasons import PrincipalReasons
@@ -26,6 +27,9 @@ from ..features import FeatureSet, TreeColumns
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from finure.serve.answers import Route
+    from finure.serve.decider import Decider
 
 # %% ../../notebooks/denial/35_decide.ipynb #9194d2c6
 LEAST_RAW, MOST_RAW = 1e-7, 1 - 1e-7  # before calibration: the log-odds must be a number
@@ -108,8 +112,46 @@ class _Judging(_Loaded):
             margins = np.concatenate([margins, self._text.one(note)])
         return self.joint.probabilities(margins[None])[0]
 
+# %% ../../notebooks/denial/35_decide.ipynb #b0dbd79e
+class _Served(_Judging):
+    "What the service answers beside decisions."
+
+    def routes(
+        self,
+        decider: "Decider",
+    ) -> "dict[str, Route]":  # by path
+        "The categories; explanations; notices to applicants where FINURE_NOTICES says who the creditor is."
+        from finure.serve.explain import applicant_routes
+
+        return categories_route(self.contract, self.joint) | applicant_routes(decider, self)
+
 # %% ../../notebooks/denial/35_decide.ipynb #6d7c0d6a
-class DenialScorer(_Judging):
+class _Beside(_Served):
+    "What says what this model would have decided where another one did."
+
+    def decision(
+        self,
+        risk: float,
+    ) -> str:  # approve, refer or decline
+        "The policy's answer to a probability of a denial."
+        if risk <= self.policy["approve_up_to"]:
+            return "approve"
+        return "decline" if risk > self.policy["decline_above"] else "refer"
+
+    def beside(
+        self,
+        other: "DenialScorer",
+    ) -> Beside:
+        "What says, of anything that another model decided on, what this one would have decided; without reasons."
+
+        def said(application: Mapping[str, object], trace: Mapping[str, object]) -> dict:
+            risk = self.risk(trace["features"])
+            return {"probability": risk, "score": round(100 * risk, 1), "decision": self.decision(risk)}
+
+        return said
+
+# %% ../../notebooks/denial/35_decide.ipynb #ae55f998
+class DenialScorer(_Beside):
     "Decides on applications with the model of one bundle."
 
     def decide(
@@ -118,11 +160,24 @@ class DenialScorer(_Judging):
         explain: bool = False,  # reasons also where none are due
     ) -> Decided:
         "Decides on one application."
-        values = self.features.online(application)
+        return self._decided(application, self.features.online(application), explain)
+
+    def decide_features(
+        self,
+        rows: Sequence[Sequence[float]],  # features, in the order of `features.names`
+    ) -> list[Decided]:
+        "Decides on features, as on the applications that they are of, without a note."
+        return [self._decided({}, [float(value) for value in row], False) for row in rows]
+
+    def _decided(
+        self,
+        application: Mapping[str, object],  # only its note is read
+        values: Sequence[float],  # its features
+        explain: bool,
+    ) -> Decided:
+        "The decision on an application with its features."
         risk = self.risk(values)
-        limits = self.policy
-        decision = "approve" if risk <= limits["approve_up_to"] else "refer"
-        decision = "decline" if risk > limits["decline_above"] else decision
+        decision = self.decision(risk)
         answer = {"probability": risk, "score": round(100 * risk, 1), "decision": decision, "reasons": [],
                   "denial_reasons": [], "confidence": None, "abstained": False}  # fmt: skip
         if explain or decision != "approve":
@@ -132,6 +187,8 @@ class DenialScorer(_Judging):
             answer["reasons"] = [self._told[at] for at in self.principal.of(self.pushes(values))]
             answer["denial_reasons"] = [{"category": r, "confidence": known[r]} for r in said.reasons]
             answer |= {"confidence": said.confidence, "abstained": said.abstained}
+        if decision == "decline" and any(reason["code"] == "INCOMPLETE" for reason in answer["reasons"]):
+            answer["decision"] = "refer"  # what is missing is asked for first (12 CFR 1002.9(a)(1), comment 4)
         return Decided(answer, {"features": values})
 
     def decide_batch(
@@ -156,16 +213,10 @@ def _decide_frame(
     "The decisions on a table of raw applications."
     import pandas as pd
 
-    from finure.contracts.check import check
+    from finure.contracts.check import all_clean
 
-    checked = check(frame, scorer.contract, scoring=True)
-    if len(checked.rejects):
-        first = checked.rejects.iloc[0]
-        raise FinureError(
-            f"{len(checked.rejects)} of {len(frame)} applications break the contract; "
-            f"row {checked.rejects.index[0]}: {first['reject_reason']}"
-        )
-    clean = checked.clean.astype(object).where(checked.clean.notna(), None)
+    clean = all_clean(frame, scorer.contract)
+    clean = clean.astype(object).where(clean.notna(), None)
     rows = [scorer.decide(application).answer for application in clean.to_dict("records")]
     for row in rows:
         row["reasons"] = "; ".join(reason["text"] for reason in row["reasons"])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RISK', 'REASON', 'FOLDS', 'THREADS', 'LEAST_STATED', 'POWERS', 'STEPS', 'PASSES', 'boosting_settings', 'margins',
            'out_of_fold', 'Risk', 'fit_risk', 'common', 'fit_text', 'Reasons', 'fit_reasons', 'macro_f1', 'join',
-           'tune', 'to_onnx', 'policy', 'write_bundle']
+           'tune', 'policy', 'write_bundle']
 
 # %% ../../notebooks/denial/30_model.ipynb #3950e3d3
 import json
@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import onnxmltools
 import xgboost as xgb
 import yaml
-from onnxmltools.convert.common.data_types import FloatTensorType
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
+from ..bundle import to_onnx
 from ..contracts.contract import to_plain
 from ..core import FinureError, write_atomic
 from .features import Rows, Vocabulary
@@ -31,7 +30,7 @@ from ..features import TreeColumns
 
 # %% ../../notebooks/denial/30_model.ipynb #aaeeeb91
 RISK = {
-    "rounds": 600, "max_depth": 6, "eta": 0.05, "min_child_weight": 15.0, "subsample": 0.7, "colsample_bytree": 0.4,
+    "rounds": 600, "max_depth": 6, "eta": 0.04, "min_child_weight": 15.0, "subsample": 1.0, "colsample_bytree": 0.6,
     "reg_lambda": 10.0, "max_bin": 256,
 }  # fmt: skip
 REASON = {
@@ -269,17 +268,6 @@ def tune(
     return joint._replace(weights=best)
 
 # %% ../../notebooks/denial/30_model.ipynb #d4d2ae59
-def to_onnx(
-    booster: xgb.Booster,
-    width: int,  # columns
-) -> bytes:  # X (rows, columns) float32 -> probabilities (rows, 2), not calibrated
-    "The trees, compiled for onnxruntime."
-    model = onnxmltools.convert_xgboost(
-        booster, name="trees", initial_types=[("X", FloatTensorType([None, width]))], target_opset=15,
-    )  # fmt: skip
-    return model.SerializeToString()
-
-
 def policy(
     approve_up_to: float,  # probability of a denial
     decline_above: float,  # probability of a denial

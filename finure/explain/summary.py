@@ -77,6 +77,8 @@ def _ways(
     "What would lead to approval."
     if not advice:
         able = [column.description or name for name, column in contract.columns.items() if column.change]
+        if not able:
+            return ["Nothing in the application is known to be open to change, so no way to approval was looked for."]
         told = f"No change of up to {MOST_COLUMNS} of these was found that leads to approval: {'; '.join(able)}."
         return [told if complete else f"{told} Not all were tried."]
     told = []

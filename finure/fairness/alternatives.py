@@ -51,8 +51,9 @@ class Terms(NamedTuple):
     bad: np.ndarray  # outcome of each judged row
     groups: Mapping[str, pd.Series]  # by attribute: the group of each judged row
     references: Mapping[str, str]  # by attribute
-    gain_good: float  # share of the amount
+    gain_good: float
     loss_bad: float
+    unit: str = "of the amount"  # of which gain and loss are a share
 
     def rows(
         self,
@@ -116,9 +117,10 @@ def search(
         name: _point(pds[point["model"]][telling], point["cutoff"], terms.rows(telling))
         for name, point in (("baseline", points[0]), ("chosen", chosen))
     }
-    reason = _reason(points, chosen, profile)
+    reason = _reason(points, chosen, profile, terms.unit)
     return plain({
-        "baseline": points[0], "chosen": chosen, "reason": reason, "confirmed": confirmed, "points": points
+        "baseline": points[0], "chosen": chosen, "reason": reason, "confirmed": confirmed, "points": points,
+        "unit": terms.unit,
     })  # fmt: skip
 
 # %% ../../notebooks/12_fairness/30_alternatives.ipynb #f87b65a7
@@ -183,6 +185,7 @@ def _reason(
     points: list[dict],
     chosen: dict,
     profile: Profile,
+    unit: str,
 ) -> str:
     "Why this point, in a sentence built from the figures."
     base, limits = points[0], profile.alternatives
@@ -195,7 +198,7 @@ def _reason(
         now = f"the smallest ratio, {base['air']:.3f} ({base['whose']}), by {limits.least_air_gain}"
         return f"{tried} {limit} None of these raises {now}: the model stays as it is."
     moved = f"the smallest ratio from {base['air']:.3f} ({base['whose']}) to {chosen['air']:.3f} ({chosen['whose']})"
-    cost = f"AUC {chosen['auc'] - base['auc']:+.4f}, profit {chosen['profit'] - base['profit']:+.4f} of the amount"
+    cost = f"AUC {chosen['auc'] - base['auc']:+.4f}, profit {chosen['profit'] - base['profit']:+.4f} {unit}"
     which = f"“{chosen['model']}” at {chosen['cutoff']:.0%} approved"
     return f"{tried} {limit} {which} takes {moved}: {cost} per applicant."
 

@@ -44,7 +44,7 @@ def confirmed(
     return (
         f"On the rows that had no say in the choice the smallest ratio goes from {before} to {chosen['air']:.3f} "
         f"({chosen['whose']}), the AUC from {base['auc']:.4f} to {chosen['auc']:.4f} and the profit per applicant from "
-        f"{base['profit']:.2%} to {chosen['profit']:.2%} of the amount. To take it is a decision for people; the "
+        f"{base['profit']:.2%} to {chosen['profit']:.2%} {found['unit']}. To take it is a decision for people; the "
         "registered model is the one that was asked for."
     )
 

@@ -21,8 +21,8 @@ import xgboost as xgb
 
 from ..contracts.contract import load
 from ..core import FinureError, Settings, write_atomic
-from ..data import fingerprint
-from .data import Transactions, as_arrays, load_table, table_path
+from ..data import fingerprint, locate
+from .data import Transactions, as_arrays, load_table
 from .features import RICH, batch, table
 from .model import Calibration, Costs, margins, matrix
 from .rules import BatchOutcome, RuleBook, apply_batch
@@ -69,7 +69,7 @@ def read_history(
     rows = _between(whole.event_time.astype("datetime64[D]"), start, until, data)
     features = batch(table(*whole[:7]), RICH)
     columns = {name: column[rows].copy() for name, column in features.items()}
-    return History(data, fingerprint(table_path(data, settings)), Transactions(*[c[rows] for c in whole]), columns)
+    return History(data, fingerprint(locate(data, settings)), Transactions(*[c[rows] for c in whole]), columns)
 
 # %% ../../notebooks/fraud/37_backtest.ipynb #5a14f36e
 ROWS = 1 << 17  # scored at a time

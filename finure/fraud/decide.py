@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from ..bundle import ConflictError, Decided, OneRow, compiled
+from ..bundle import Beside, ConflictError, Decided, OneRow, compiled
 from ..contracts.contract import Reason, load
 from ..contracts.read import ViolationError
 from ..core import FinureError, Settings, find_root
@@ -296,7 +296,36 @@ class _Started(_Loaded):
         return routes(self, decider)
 
 # %% ../../notebooks/fraud/35_decide.ipynb #e7dc09ee
-class FraudScorer(_Started):
+class _Beside(_Started):
+    "What says what this model would have decided where another one did; nothing is observed again."
+
+    def beside(
+        self,
+        other: "FraudScorer",
+    ) -> Beside:
+        "What says so; raises FinureError if the other one does not see enough."
+        if missing := [name for name in self.feature_names if name not in other.feature_names]:
+            raise FinureError(
+                f"a payment is observed once, by the model in charge, and it does not see: {', '.join(missing)}; train "
+                "both models with the same features (`leave_out`)"
+            )
+        pick, model = _picked([other.feature_names.index(name) for name in self.feature_names]), self.model
+
+        def said(application: Mapping[str, object], trace: Mapping[str, object]) -> dict:
+            log_odds, rules = model.log_odds(pick(trace["features"])), trace["rules"].outcome
+            probability = 1 / (1 + math.exp(-log_odds))
+            decision = max(model.outcome(probability), rules, key=STRENGTH.__getitem__)
+            return {"probability": probability, "score": score(log_odds), "decision": decision}
+
+        return said
+
+
+def _picked(places: list[int]) -> Callable[[Sequence[float]], Sequence[float]]:
+    "What takes the values of some places out of a row."
+    return itemgetter(*places) if len(places) > 1 else lambda row: [row[at] for at in places]
+
+# %% ../../notebooks/fraud/35_decide.ipynb #99efab91
+class FraudScorer(_Beside):
     "Decides on card payments with the model of one bundle."
 
     def decide(
@@ -326,6 +355,14 @@ class FraudScorer(_Started):
             except ViolationError as error:
                 decided.append(error)
         return decided
+
+    def decide_features(
+        self,
+        rows: Sequence[Sequence[float]],  # features of the model
+    ) -> list[Decided]:
+        "What the model alone decides on features; rules and state are left aside."
+        silent = RuleOutcome(ACTIONS[0], (), (), [], "")
+        return [self.answer(tuple(map(float, row)), silent, False) for row in rows]
 
     def _decided(self, features_of: Callable, event: Transaction, explain: bool) -> Decided:
         "The decision on a payment with the features that the store gives."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BOOSTING', 'THREADS', 'STEPS', 'REFERENCE', 'Training', 'matrix', 'fit', 'margins', 'Calibration', 'calibrate',
-           'Costs', 'cost', 'budget_limit', 'limits', 'Learned', 'learn', 'to_onnx', 'write_bundle']
+           'Costs', 'cost', 'budget_limit', 'limits', 'Learned', 'learn', 'reference', 'write_bundle']
 
 # %% ../../notebooks/fraud/30_model.ipynb #73528fac
 import json
@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import onnxmltools
 import xgboost as xgb
 import yaml
-from onnxmltools.convert.common.data_types import FloatTensorType
 from sklearn.linear_model import LogisticRegression
 
+from ..bundle import to_onnx
 from ..contracts.contract import Contract, to_plain
 from ..core import FinureError, write_atomic
 from ..explain.trees import save_contributions, tree_contributions
@@ -201,18 +200,7 @@ def learn(
 REFERENCE = 2_000  # good payments that explanations compare with
 
 
-def to_onnx(
-    booster: xgb.Booster,
-    width: int,  # features
-) -> bytes:  # X (rows, features) float32 -> probabilities (rows, 2), not calibrated
-    "The trees, compiled for onnxruntime."
-    model = onnxmltools.convert_xgboost(
-        booster, name="trees", initial_types=[("X", FloatTensorType([None, width]))], target_opset=15,
-    )  # fmt: skip
-    return model.SerializeToString()
-
-
-def _reference(
+def reference(
     training: Training,
 ) -> np.ndarray:
     "Evenly spaced good payments of the training rows."
@@ -235,7 +223,7 @@ def write_bundle(
     width = len(training.names)
     write_atomic(folder / "native.ubj", bytes(booster.save_raw("ubj")))
     write_atomic(folder / "model.onnx", to_onnx(booster, width))
-    save_contributions(tree_contributions(booster, _reference(training)), folder / "contributions.npz")
+    save_contributions(tree_contributions(booster, reference(training)), folder / "contributions.npz")
     about = {
         "scorer": "finure.fraud.decide:load_scorer", "kind": "boosting", "contract": contract.contract,
         "contract_version": contract.version, "features": list(training.names),

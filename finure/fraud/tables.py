@@ -11,15 +11,15 @@ __all__ = ['AMOUNTS', 'SINGLE', 'FOUR', 'SINGLE_WEEK', 'LAST_WEEK', 'first_day',
 # %% ../../notebooks/fraud/44_tables.ipynb #c8206973
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
 import pandas as pd
 
-from ..contracts.contract import Contract, load
+from ..contracts.contract import load
 from ..core import FinureError
 from ..drift import frozen_bins
 from .data import HANDBOOK as HANDBOOK_DATA
@@ -30,7 +30,7 @@ from .protocol import Fold
 from .rules import ACTIONS, BatchOutcome
 from .validate import KINDS
 from ..metrics import Bins, auc, csi, evaluate, psi, wilson
-from ..report import find_run
+from ..report import TrainedRun, find_run
 from ..run.records import read_record
 
 # %% ../../notebooks/fraud/44_tables.ipynb #775f2828
@@ -296,32 +296,11 @@ def scored_rows(
     return pd.DataFrame(kept | features | {"probability": probability, "part": part})
 
 # %% ../../notebooks/fraud/44_tables.ipynb #9465bbbc
-class Trained(NamedTuple):
-    "A training run, as a report reads it."
+@dataclass(frozen=True)
+class Trained(TrainedRun):
+    "A training run of fraud; `scored`: payments, features and probability, by part: train, calibrate, test, month."
 
-    folder: Path
-    record: dict  # run.json
-    result: dict  # result.json
-    contract: Contract  # as it was trained with
     facts: dict  # model.json
-    scored: pd.DataFrame  # payments with features, probability and part: train, calibrate, test, month
-
-    @property
-    def version(self) -> str:
-        "The name and the version of the model."
-        registered = self.result.get("registered")
-        number = f"version {registered['version']}" if registered else "(not registered)"
-        return f"{self.result['model_name']} {number}"
-
-    @property
-    def identity(self) -> str:
-        "What every figure of the report stands on."
-        agreed = f"{self.contract.contract} {self.contract.version}"
-        return f"{self.version}, training run {self.folder.name}, contract {agreed}, data {self.result['data']}"
-
-    def part(self, name: str) -> pd.DataFrame:
-        "The rows of a part."
-        return self.scored[self.scored["part"] == name].reset_index(drop=True)
 
     def tested(self) -> Transactions:
         "The payments of the later days, as validation takes them."
@@ -342,4 +321,4 @@ def read_run(
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     bundle, scored = folder / "model", pd.read_parquet(folder / "scored.parquet")
     facts = json.loads((bundle / "model.json").read_text(encoding="utf-8"))
-    return Trained(folder, read_record(folder), result, load(bundle / "contract.yaml"), facts, scored)
+    return Trained(folder, read_record(folder), result, load(bundle / "contract.yaml"), scored, facts)

@@ -59,11 +59,11 @@ def _possible(
     reasons: list[Stated],  # of its model
     decision: Decision,
 ) -> list[Stated]:
-    "The reasons that the model of a decision can give, if it is the one that is served."
-    if decision.bundle != decider.bundle:
+    "The reasons that the model of a decision can give, if it is served here."
+    if (by := decider.of_bundle(decision.bundle)) is None:
         detail = f"{decision.model} decided, and {decider.model} is served here; use `finure notice make`."
         raise ProblemError(409, "another-model", detail)
-    return reasons
+    return reasons if by is decider else possible_reasons(by.scorer)
 
 
 def _made(

@@ -127,6 +127,7 @@ PAGE = """<body>
 {% endfor %}</dl>{% endif %}
 {{ body | safe }}
 {% if record %}<section class="about">{{ details("Parameters of this run", record.parameters) }}
+{{ details("Data and files it was made from, by checksum", (record.inputs or {}).files) }}
 {{ details("Software", record.packages) }}</section>{% endif %}
 </main><footer>{% if record %}Run {{ record.run }} · <a href="notebook.ipynb">notebook with the code</a> ·
 <a href="run.json">record</a> · <a href="../../../index.html">all runs</a>{% else %}Made by finure{% endif %}

@@ -210,9 +210,10 @@ class Serving(Lifespan):
         self,
         scorer: Scorer,
         bundle: str,
+        beside: Callable[[Decider], Decider] = lambda decider: decider,  # puts a challenger beside it
     ) -> tuple[Decider, dict[str, Route]]:
         "All that it takes to serve a model, made aside."
-        decider = Decider(scorer, self.metrics, self.log, self.numbers, bundle, self.settings)
+        decider = beside(Decider(scorer, self.metrics, self.log, self.numbers, bundle, self.settings))
         return decider, routes(decider, self.metrics)
 
     def take_over(
@@ -223,6 +224,7 @@ class Serving(Lifespan):
         "Lets a model decide from the next request on."
         scorer = decider.scorer
         self.metrics.info = {"contract": named(scorer.contract), "model": decider.model}
+        self.metrics.challenger = dict(decider.challenged)
         self.metrics.scores = Histogram(scorer.score_bounds)
         self.routes, self.decider = routes, decider
 

@@ -23,7 +23,7 @@ from ..contracts.contract import Column, Contract
 from ..contracts.read import MalformedError, ViolationError
 from ..contracts.schema import asked
 from .answers import Answer, ProblemError, Request, Stream, check_media
-from .decider import RETRY, Decider, encode, listed, on_disk, read_record
+from .decider import RETRY, Decider, Recording, encode, listed, on_disk, read_record
 from .openapi import FILE_MEDIA, MAX_FILE_ROWS, MAX_ROWS
 
 # %% ../../notebooks/30_serve/22_batch.ipynb #d4de8b95
@@ -169,14 +169,14 @@ def read_rows(
 
 def _sorted_out(
     good: list[tuple[int, dict]],  # position and application
-    decided: list[Decided | ViolationError],
+    decided: list[tuple[Recording, Decided | ViolationError]],
     rejects: list[dict],  # rows that could not be decided are added here
-) -> tuple[list[tuple[int, dict]], list[Decided]]:
-    "The rows that were decided."
-    wrong = [isinstance(one, ViolationError) for one in decided]
+) -> tuple[list[tuple[int, dict]], list[tuple[Recording, Decided]]]:
+    "The rows that were decided, and by whom."
+    wrong = [isinstance(one, ViolationError) for _, one in decided]
     if not any(wrong):
         return good, decided
-    for (row, _), error in compress(zip(good, decided, strict=True), wrong):
+    for (row, _), (_, error) in compress(zip(good, decided, strict=True), wrong):
         rejects.append({"row": row, **listed(error, MAX_ROW_VIOLATIONS)})
     right = [not one for one in wrong]
     return list(compress(good, right)), list(compress(decided, right))
@@ -214,20 +214,20 @@ class Pieces:
         "Decides some rows of a batch."
         decider, rejects = self.decider, []
         good = list(read_rows(decider, rows, start, rejects))
-        decided = decider.scorer.decide_batch([application for _, application in good])
+        decided = decider.decide_batch([application for _, application in good])
         good, decided = _sorted_out(good, decided, rejects)
         entries, answers = [], []
-        for (row, application), one in zip(good, decided, strict=True):
+        for (row, application), (by, one) in zip(good, decided, strict=True):
             decision_id = decider.numbers.next()
-            answers.append(encode({"decision_id": decision_id} | decider.told(application, one.answer)))
+            answers.append(encode({"decision_id": decision_id} | by.told(application, one.answer)))
             key = b"%s %d" % (request.key, row) if request.key is not None else None
-            entries.append(decider.entry(request, decision_id, one.trace, rows[row - start], answers[-1], key))
+            entries.append(by.entry(request, decision_id, one.trace, rows[row - start], answers[-1], key))
         new = [True] * len(entries)
         if decider.log is not None:
             stored = await asyncio.gather(*[on_disk(decider.log.submit(entry)) for entry in entries])
             new = [body is entry.body for body, entry in zip(stored, entries, strict=True)]
             answers = [bytes(read_record(body).answer) for body in stored]
-        for one in compress(decided, new):
+        for _, one in compress(decided, new):
             decider.metrics.decision(one.answer, one.hits)
         decider.metrics.replayed_decisions += new.count(False)
         decider.metrics.rejected_rows += len(rejects)

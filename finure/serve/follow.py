@@ -27,6 +27,7 @@ def serve_following(
     alias: str,  # of the registered model
     host: str,
     port: int,
+    share: float | None = None,  # of the applications that the challenger decides on; None: no challenger
 ) -> int:  # exit code of the service
     "Serves the version that an alias points to, now and whenever it moves, until the service ends."
     free_port(port, host)
@@ -38,7 +39,7 @@ def serve_following(
     for wanted in (signal.SIGTERM, signal.SIGINT):
         signal.signal(wanted, lambda number, _: process.send_signal(signal.SIGTERM))
     while process.poll() is None:
-        version = _look(name, alias, version, pointer)
+        version = _look(name, alias, version, pointer, share)
         with suppress(subprocess.TimeoutExpired):
             process.wait(WATCH_SECONDS)
     return process.returncode
@@ -47,17 +48,29 @@ def serve_following(
 def _look(
     name: str,
     alias: str,
-    version: str,  # that was pointed to last
+    before: str,  # the version that was pointed to last, and the challenger's where there is one
     pointer: Path,
-) -> str:  # that is pointed to now
-    "Points to the version of an alias, if it is another one."
+    share: float | None = None,  # of the challenger; None: there is none
+) -> str:  # as `before`, now
+    "Points to the version of an alias, and to the challenger, if they are others."
     from finure.registry import bundle_of, find
 
     try:
-        now = find(name, alias)["version"]
-        if now != version:
-            point(pointer, lay_out(bundle_of(name, now), name, now))
-        return now
+        now = [find(name, alias)["version"]]
+        if share is not None:
+            now += [one for one in [_challenger(name)] if one not in (None, *now)]
+        if " ".join(now) != before:
+            point(pointer, *[lay_out(bundle_of(name, one), name, one) for one in now], share=share or 0.0)
+        return " ".join(now)
     except Exception as error:  # a registry that cannot be read ends nothing
         Console(stderr=True, soft_wrap=True).print(f"{error}", highlight=False, markup=False)
-        return version
+        return before
+
+
+def _challenger(
+    name: str,
+) -> str | None:  # None: none now
+    "The version that is the challenger."
+    from finure.registry import versions
+
+    return next((row["version"] for row in versions(name) if "challenger" in row["aliases"]), None)

@@ -55,37 +55,28 @@ class Histogram:
 class Counts:
     "What one process has answered so far."
 
-    def __init__(
-        self,
-        info: Mapping[str, object],  # labels that name the model: a handful of short texts
-    ):
+    def __init__(self, info: Mapping[str, object]):  # labels that name the model: a handful of short texts
         self.info, self.started = dict(info), time.time()
         self.requests: Counter = Counter()  # (route, status)
         self.outcomes, self.reasons = Counter(), Counter()  # reasons by code
         self.hits: Counter = Counter()  # (rule, mode)
-        self.replayed_decisions = self.rejected_rows = self.model_swaps = self.model_swaps_refused = 0
+        self.challenger: dict[str, object] = {}  # labels that name the model beside the one in charge; empty: none
+        self.challenged: Counter = Counter()  # (who was in charge, what the other one said)
+        self.replayed_decisions = self.rejected_rows = 0
+        self.model_swaps = self.model_swaps_refused = self.challengers_refused = 0
         self.scores: Histogram | None = None  # its bounds are the scorer's
         self.log: Callable[[], Mapping[str, float]] = dict  # gauges of the decision log: name and value now
-        self._latencies: dict[str, Histogram] = {}  # by route
+        self.latencies: dict[str, Histogram] = {}  # by route
 
-    def request(
-        self,
-        route: str,  # one of the service's own routes, or "other"
-        status: int,
-        seconds: float,
-    ) -> None:
-        "Counts one answered request."
+    def request(self, route: str, status: int, seconds: float) -> None:
+        "Counts one answered request; the route is one of the service's own, or `other`."
         self.requests[route, status] += 1
-        if route not in self._latencies:
-            self._latencies[route] = Histogram([ms / 1_000 for ms in BUCKETS_MS])
-        self._latencies[route].observe(seconds)
+        if route not in self.latencies:
+            self.latencies[route] = Histogram([ms / 1_000 for ms in BUCKETS_MS])
+        self.latencies[route].observe(seconds)
 
-    def decision(
-        self,
-        answer: Mapping,  # decision; reasons and score where there are any
-        hits: Sequence[tuple[str, str]] = (),  # rules that were met, and how they counted
-    ) -> None:
-        "Counts one decision."
+    def decision(self, answer: Mapping, hits: Sequence[tuple[str, str]] = ()) -> None:
+        "Counts one decision, with reasons and score where it has them, and the rules it met: (rule, mode)."
         self.outcomes[answer["decision"]] += 1
         if hits:
             self.hits.update(hits)
@@ -93,48 +84,6 @@ class Counts:
             self.reasons[reason["code"]] += 1
         if self.scores is not None and (score := answer.get("score")) is not None:
             self.scores.observe(score)
-
-# %% ../../notebooks/30_serve/00_metrics.ipynb #4f225c13
-class Metrics(Counts):
-    "The counts of one process as Prometheus reads them."
-
-    def text(self) -> str:
-        "All metrics in Prometheus' text format (version 0.0.4)."
-        requests = [f"{labels(route=route, status=status)} {n}" for (route, status), n in sorted(self.requests.items())]
-        lines = _family("finure_requests_total", "counter", "Requests answered, by route and status", requests)
-        lines += _family("finure_request_duration_seconds", "histogram", "From the first byte seen to the answer")
-        for route, latencies in sorted(self._latencies.items()):
-            lines += latencies.lines("finure_request_duration_seconds", route=route)
-        for name, label, text, counts in (
-            ("finure_decisions_total", "outcome", "Decisions by outcome", self.outcomes),
-            ("finure_reasons_total", "code", "Principal reasons of decisions, by code", self.reasons),
-        ):
-            lines += _family(name, "counter", text, [f"{labels(**{label: k})} {n}" for k, n in sorted(counts.items())])
-        if self.hits:
-            met = [f"{labels(rule=rule, mode=mode)} {n}" for (rule, mode), n in sorted(self.hits.items())]
-            lines += _family("finure_rule_hits_total", "counter", "Rules that decisions met, by rule and mode", met)
-        if self.scores is not None:
-            lines += _family("finure_score", "histogram", "Scores of decisions") + self.scores.lines("finure_score")
-        for name, text in COUNTERS.items():
-            lines += _family(f"finure_{name}_total", "counter", text, [f" {getattr(self, name)}"])
-        for name, value in self.log().items():
-            lines += _family(f"finure_log_{name}", "gauge", LOG_GAUGES[name], [f" {value:g}"])
-        lines += _family("finure_model_info", "gauge", "The model that decides; always 1", [f"{labels(**self.info)} 1"])
-        lines += _family("finure_start_time_seconds", "gauge", "When this process was ready", [f" {self.started:.3f}"])
-        return "\n".join([*lines, ""])
-
-# %% ../../notebooks/30_serve/00_metrics.ipynb #f6d61182
-COUNTERS = {
-    "replayed_decisions": "Decisions answered again from the log",
-    "rejected_rows": "Rows of batches that broke the contract",
-    "model_swaps": "Models that took over while serving",
-    "model_swaps_refused": "Models that did not pass their check and never decided",
-}
-LOG_GAUGES = {
-    "queue": "Decisions that wait for their record to be on disk",
-    "lag_seconds": "How long the last group of records took to be on disk",
-    "up": "1 while the decision log can be written",
-}
 
 # %% ../../notebooks/30_serve/00_metrics.ipynb #a785f0a4
 def _family(
@@ -145,3 +94,77 @@ def _family(
 ) -> list[str]:
     "A metric: the two lines that introduce it, and its samples."
     return [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *(f"{name}{sample}" for sample in samples)]
+
+
+def _of_requests(
+    counts: Counts,
+) -> list[str]:
+    "How requests ended, and how long they took."
+    ended = [f"{labels(route=route, status=status)} {n}" for (route, status), n in sorted(counts.requests.items())]
+    lines = _family("finure_requests_total", "counter", "Requests answered, by route and status", ended)
+    lines += _family("finure_request_duration_seconds", "histogram", "From the first byte seen to the answer")
+    for route, latencies in sorted(counts.latencies.items()):
+        lines += latencies.lines("finure_request_duration_seconds", route=route)
+    return lines
+
+# %% ../../notebooks/30_serve/00_metrics.ipynb #0ff42c61
+def _of_decisions(
+    counts: Counts,
+) -> list[str]:
+    "What was decided, and why."
+    lines = []
+    for name, label, text, found in (
+        ("finure_decisions_total", "outcome", "Decisions by outcome", counts.outcomes),
+        ("finure_reasons_total", "code", "Principal reasons of decisions, by code", counts.reasons),
+    ):
+        lines += _family(name, "counter", text, [f"{labels(**{label: k})} {n}" for k, n in sorted(found.items())])
+    if counts.hits:
+        met = [f"{labels(rule=rule, mode=mode)} {n}" for (rule, mode), n in sorted(counts.hits.items())]
+        lines += _family("finure_rule_hits_total", "counter", "Rules that decisions met, by rule and mode", met)
+    if counts.challenger or counts.challenged:
+        name, said = "finure_challenger_scorings_total", sorted(counts.challenged.items())
+        both = [f"{labels(in_charge=by, other=other)} {n}" for (by, other), n in said]
+        lines += _family(name, "counter", "What the model not in charge said: same, different or fault", both)
+    if counts.scores is not None:
+        lines += _family("finure_score", "histogram", "Scores of decisions") + counts.scores.lines("finure_score")
+    return lines
+
+# %% ../../notebooks/30_serve/00_metrics.ipynb #f6d61182
+COUNTERS = {
+    "replayed_decisions": "Decisions answered again from the log",
+    "rejected_rows": "Rows of batches that broke the contract",
+    "model_swaps": "Models that took over while serving",
+    "model_swaps_refused": "Models that did not pass their check and never decided",
+    "challengers_refused": "Challengers that did not pass their check and were not put beside the model in charge",
+}
+LOG_GAUGES = {
+    "queue": "Decisions that wait for their record to be on disk",
+    "lag_seconds": "How long the last group of records took to be on disk",
+    "up": "1 while the decision log can be written",
+}
+
+
+def _of_the_service(
+    counts: Counts,
+) -> list[str]:
+    "The rest: counters, the decision log, the model, the start."
+    lines = []
+    for name, text in COUNTERS.items():
+        lines += _family(f"finure_{name}_total", "counter", text, [f" {getattr(counts, name)}"])
+    for name, value in counts.log().items():
+        lines += _family(f"finure_log_{name}", "gauge", LOG_GAUGES[name], [f" {value:g}"])
+    lines += _family("finure_model_info", "gauge", "The model that decides; always 1", [f"{labels(**counts.info)} 1"])
+    if counts.challenger:
+        told = [f"{labels(**counts.challenger)} 1"]
+        lines += _family("finure_challenger_info", "gauge", "The model beside it and its share; always 1", told)
+    return lines + _family(
+        "finure_start_time_seconds", "gauge", "When this process was ready", [f" {counts.started:.3f}"]
+    )
+
+# %% ../../notebooks/30_serve/00_metrics.ipynb #4f225c13
+class Metrics(Counts):
+    "The counts of one process as Prometheus reads them."
+
+    def text(self) -> str:
+        "All metrics in Prometheus' text format (version 0.0.4)."
+        return "\n".join([*_of_requests(self), *_of_decisions(self), *_of_the_service(self), ""])

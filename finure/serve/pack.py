@@ -19,7 +19,7 @@ import tempfile
 import time
 import tomllib
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -192,6 +192,7 @@ def serve_packed(
     tag: str,  # name:version, as `pack` returned it
     port: int = 0,  # 0: a free one
     seconds: float = 60,  # how long to wait until it is ready
+    environment: Mapping[str, str] | None = None,  # what is other than in this process
 ) -> Iterator[str]:  # the service's address
     "A running service of a packed bento."
     if not (bento_folder(tag) / "bento.yaml").is_file():
@@ -200,7 +201,8 @@ def serve_packed(
     command = serve_command(tag, "127.0.0.1", port)
     with tempfile.TemporaryFile() as log:
         streams = {"stdout": log, "stderr": subprocess.STDOUT}
-        process = subprocess.Popen(command, cwd=code, env=bento_environment(), start_new_session=True, **streams)
+        told = bento_environment() | (environment or {})
+        process = subprocess.Popen(command, cwd=code, env=told, start_new_session=True, **streams)
         try:
             _wait_ready(f"http://127.0.0.1:{port}/readyz", process, log, seconds)
             yield f"http://127.0.0.1:{port}"
