@@ -165,6 +165,8 @@ def _fetch(
 # %% ../notebooks/02_data.ipynb #2a4f8a2f
 SIMULATED = {  # the function without arguments that makes each table
     "simulated_bank": "finure.credit.data:simulated_table",
+    "simulated_declined": "finure.credit.data:simulated_declined",
+    "simulated_macro": "finure.credit.data:simulated_macro",
     "simulated_cards": "finure.fraud.data:simulated_table",
     "simulated_denial": "finure.denial.data:simulated_table",
 }

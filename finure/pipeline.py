@@ -271,7 +271,8 @@ def _data(
         path = locate(chosen["data"])
         result(f"{path.name}, {path.stat().st_size / 1e6:.1f} MB")
     with steps.step("validate", f"hold every row against contract `{contract.contract}`") as result:
-        checked = data.load_table(chosen["data"], contract, *([chosen["header"]] if "header" in chosen else []))
+        how = {name: chosen[name] for name in ("header", "macro") if name in chosen}
+        checked = data.load_table(chosen["data"], contract, **how)
         result(f"{len(checked.clean):,} clean rows, {len(checked.rejects):,} rejects")
     return checked, contract
 

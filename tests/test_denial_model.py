@@ -19,7 +19,7 @@ from finure.audit.trail import replay
 from finure.audit.verify import verify
 from finure.bundle import fingerprint, load_scorer
 from finure.contracts.contract import load
-from finure.core import Settings, root
+from finure.core import Settings
 from finure.denial.data import load_table, simulated_table
 from finure.denial.decide import ANSWER
 from finure.denial.features import rows_of
@@ -27,9 +27,6 @@ from finure.denial.head import Joint
 from finure.denial.model import common, fit_reasons, macro_f1, tune
 from finure.denial.validate import confidence_bins, confidence_error, judging_rows, reason_figures, risk_on
 from finure.explain.reasons import CATEGORIES
-from finure.fairness.assess import grouped
-from finure.fairness.measures import Judged, rates
-from finure.fairness.profile import load_portfolio
 from finure.notices.render import read_notice
 from finure.pipeline import as_applications, ask, largest_difference
 from finure.registry import bundle_of, versions
@@ -210,10 +207,19 @@ def test_a_run_says_how_true_its_reasons_are_and_how_groups_fare(trained):
     assert found["points"][0]["model"] == "as it is" and found["unit"] == "decisions that are the lender's"
 
 
+@pytest.mark.parametrize(("feature", "decision"), [("documents_complete", "refer"), ("dti", "decline")])
+def test_what_is_missing_is_asked_for_before_anything_is_declined(trained, table, monkeypatch, feature, decision):
+    scorer = load_scorer(trained.folder / "models" / "boosting")
+    monkeypatch.setattr(scorer, "risk", lambda values: 0.9)
+    monkeypatch.setattr(scorer, "pushes", lambda values: [float(name == feature) for name in scorer.features.names])
+    answer = scorer.decide(as_applications(table.head(1), scorer.contract)[0]).answer
+    assert answer["decision"] == decision and len(answer["reasons"]) == 1
+
+
 def test_two_runs_are_compared_on_the_same_applications(trained):
     run = (trained.record, trained.folder)
     rows = tested_rows(trained.folder)
-    np.testing.assert_allclose(decided_rows(model_of(*run), rows)["risk"], rows["probability"], atol=1e-6)
+    np.testing.assert_allclose(decided_rows(model_of(*run), rows[:200])["risk"], rows["probability"][:200], atol=1e-6)
     told = {section.title: section for section in compare(run, run).sections}
     assert told["Swap set"].table["rows"].sum() == len(rows) and len(told["Reasons"].table) > 3
 
@@ -269,21 +275,3 @@ def test_a_fifth_of_the_real_records_is_ranked_far_better_than_published(tmp_pat
     assert found["auc"] > 0.84  # 0.719 published for these rows
     assert rows.labels == ("DTI", "EMPLOYMENT", "LOW_SCORE_HISTORY", "COLLATERAL", "CASH", "UNVERIFIABLE",
                            "INCOMPLETE", "OTHER")  # fmt: skip
-
-
-PUBLISHED = {  # approved, of the whole register of three years: shivah12/hmda-fair-lending-pipeline on GitHub
-    "White": 0.8000, "Black": 0.6429, "Hispanic": 0.7111, "Asian": 0.7940, "American Indian or Alaska Native": 0.6392,
-    "Native Hawaiian or Other Pacific Islander": 0.6656,
-}  # fmt: skip
-
-
-@pytest.mark.skipif(DATA is None, reason="FINURE_DATA is not set")
-def test_groups_of_the_national_sample_are_approved_as_published(tmp_path):
-    clean = load_table("hmda_2022_2024_us_sample", load("hmda_us"), Settings(home=tmp_path, data=DATA)).clean
-    _, portfolio = load_portfolio(root() / "params" / "fairness.yaml", "hmda_us")
-    group = grouped(clean, {"race_ethnicity": portfolio.attributes["race_ethnicity"]})["race_ethnicity"]
-    seen = rates(Judged((clean["denied"] == 0).to_numpy()), group.rename("group"))
-    assert set(seen.index) == set(PUBLISHED)
-    for name, share in PUBLISHED.items():
-        n, approved = seen.loc[name, "applications"], seen.loc[name, "approved"]
-        assert abs(approved - share) < 3 * np.sqrt(share * (1 - share) / n), (name, approved, share, n)

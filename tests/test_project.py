@@ -85,7 +85,7 @@ def test_params_files_are_understood_by_their_jobs(path):
     if path.stem == "products":
         assert all(read_products(path, load(contract)) for contract in content)
         return
-    if path.stem in ("fraud_rules", "notices", "fairness", "schedule", "monitor", "alerts"):
+    if path.stem in ("fraud_rules", "notices", "fairness", "schedule", "monitor", "alerts", "challenge"):
         return  # no job's parameters: tests/test_fraud_rules.py, test_notices.py, ... read them
     for section, values in content.items():
         known = inspect_notebook(str(ROOT / "notebooks" / PRODUCT.get(path.stem, "credit") / f"{JOBS[section]}.ipynb"))

@@ -191,7 +191,7 @@ def test_the_pointer_puts_a_challenger_beside_and_takes_it_away(tmp_path):
 @pytest.mark.parametrize("kinds", [KINDS, KINDS[::-1]])
 def test_credit_models_say_beside_what_they_decide_alone(kinds, share, tmp_path):
     champion, other = (credit_scorer(kind) for kind in kinds)
-    rows = as_applications(applications()[0].head(60), champion.contract)
+    rows = as_applications(applications()[0].head(25), champion.contract)
     app = App(champion, fingerprint(credit_bundle(kinds[0])), settings=Settings(home=tmp_path))
     both = lambda decider: challenge(decider, other, fingerprint(credit_bundle(kinds[1])), share)
     app.take_over(*app.prepare(champion, app.decider.bundle, both))

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from .terminal import out, table
+from .terminal import out, sections, table
 from ..core import Settings, find_root, write_atomic
 
 # %% ../../notebooks/90_cli/35_history.ipynb #0a3e0fb4
@@ -77,15 +77,7 @@ def runs_diff(
 
     home = Settings().home_dir()
     found = compare(find_one(before, home), find_one(after, home))
-    for name, fact in found.facts.items():
-        out.print(f"{name}: {fact}", highlight=False, markup=False)
-    for section in found.sections:
-        out.print(f"\n[bold]{section.title}[/]  ", end="")
-        out.print(section.words, highlight=False, markup=False)
-        if section.table is not None and len(section.table):
-            shape = [section.formats.get(name, "") for name in section.table]
-            table(list(section.table), [[format(v, f) for v, f in zip(row, shape, strict=True)]
-                                        for row in section.table.itertuples(index=False)])  # fmt: skip
+    sections(found)
     path = page or home / "compare" / f"{found.title.replace(' and ', '--')}.html"
     out.print(f"\nOpen {write_page(found, path)}", highlight=False, markup=False)
 

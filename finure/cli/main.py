@@ -16,6 +16,7 @@ from rich.console import Console
 from .. import __version__
 from .alerts import alerts_app
 from .audit import audit_app
+from .challenge import challenge_app
 from .data import contract_app, data_app
 from .fraud import fraud_app, simulate_app
 from .history import runs_app, schedule_app
@@ -51,7 +52,7 @@ for command, does in (
 PARTS = {
     "data": data_app, "contract": contract_app, "registry": registry_app, "keys": keys_app, "audit": audit_app,
     "fraud": fraud_app, "simulate": simulate_app, "notice": notice_app, "runs": runs_app, "schedule": schedule_app,
-    "alerts": alerts_app,
+    "alerts": alerts_app, "challenge": challenge_app,
 }  # fmt: skip
 for name, part in PARTS.items():
     app.add_typer(part, name=name)

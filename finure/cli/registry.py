@@ -67,7 +67,7 @@ def _moves(
     moved = line.change.moved.items()
     return ", ".join(f"{alias} {before or 'none'} → {after or 'none'}" for alias, (before, after) in moved) or "nothing"
 
-
+# %% ../../notebooks/90_cli/35_registry.ipynb #b13e75fe
 @registry_app.command("promote")
 def registry_promote(
     which: Which,
@@ -88,7 +88,7 @@ def registry_promote(
         f"own, 99 % of the load answered within {check['p99_ms']:.1f} ms.", highlight=False, markup=False,
     )  # fmt: skip
 
-
+# %% ../../notebooks/90_cli/35_registry.ipynb #e41e9d9d
 @registry_app.command("rollback")
 def registry_rollback(
     product: Model,
@@ -108,7 +108,7 @@ def _when(
     "A moment of the ledger, to the second."
     return f"{dt.datetime(1970, 1, 1) + dt.timedelta(microseconds=at):%Y-%m-%d %H:%M:%S}"
 
-
+# %% ../../notebooks/90_cli/35_registry.ipynb #bdf73989
 def _who(
     line: "Line",
 ) -> str:
@@ -116,7 +116,7 @@ def _who(
     by, account = line.change.by, line.change.account
     return by if by == account else f"{by} (account {account})"
 
-
+# %% ../../notebooks/90_cli/35_registry.ipynb #6806f5e0
 def _warned(
     model: str = "",  # only this one's aliases
 ) -> bool:
@@ -138,7 +138,7 @@ def _warned(
             )  # fmt: skip
     return bool(damage or odd)
 
-
+# %% ../../notebooks/90_cli/35_registry.ipynb #df0b4c4d
 @registry_app.command("history")
 def registry_history(
     product: Model,
@@ -180,7 +180,7 @@ def _term(
     how = f"{line.change.how.capitalize()} by {_who(line)}: {line.change.why}."
     return f"{name} {term.version}, from {_when(term.start)} {until} (UTC). {how} {stands}"
 
-
+# %% ../../notebooks/90_cli/35_registry.ipynb #0290102e
 @registry_app.command("as-of")
 def registry_as_of(
     product: Model,

@@ -45,7 +45,7 @@ def monitor(
     alarm = fail and any(one["severity"] == "alarm" for one in ended.record.get("standing") or [])
     raise typer.Exit(2 if alarm else ended.exit_code)
 
-# %% ../../notebooks/90_cli/80_watch.ipynb #389177d0
+# %% ../../notebooks/90_cli/80_watch.ipynb #e191e165
 def monitor_ui(
     port: Annotated[int, typer.Option(help="Where it listens, on this machine only.")] = 8010,
 ) -> None:
@@ -56,7 +56,7 @@ def monitor_ui(
     telemetry_off()
     out.print(f"http://localhost:{port}  (Ctrl-C ends it)", highlight=False)
     words = ["ui", "--workspace", str(workspace), "--host", "127.0.0.1", "--port", str(port)]
-    os.execv(sys.executable, [sys.executable, "-m", "evidently", *words])
+    os.execv(sys.executable, [sys.executable, "-m", "evidently.cli", *words])
 
 # %% ../../notebooks/90_cli/80_watch.ipynb #8e4a7197
 def retrain(

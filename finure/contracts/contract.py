@@ -329,7 +329,7 @@ def faults(
         found += _column_faults(name, column, contract.reasons) + _change_faults(name, contract.columns)
     for name in contract.features:
         found += _feature_faults(name, contract)
-    if not contract.model_features():
+    if contract.one("target") and not contract.model_features():
         found.append("columns: no column has the role `feature`")
     return found
 

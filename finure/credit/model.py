@@ -42,6 +42,12 @@ class Training(NamedTuple):
     bad: np.ndarray  # 1 is bad
     weight: np.ndarray  # of each row
     seed: int
+    inferred: int = 0  # rows at the end whose outcome nobody knows: learned from, never judged by
+
+    def observed(self) -> "Training":
+        "The rows whose outcome is known."
+        end = len(self.bad) - self.inferred
+        return self._replace(values=self.values[:end], bad=self.bad[:end], weight=self.weight[:end], inferred=0)
 
 # %% ../../notebooks/credit/30_model.ipynb #7299d1d2
 def recency_weight(
@@ -204,12 +210,13 @@ def fit_scorecard(
     about, cuts = training.contract.model_features(), cuts or {}
     if unknown := [name for name in cuts if name not in about]:
         raise FinureError(f"bins: there is no feature {', '.join(unknown)}. Features: {', '.join(about)}.")
+    seen = training.observed()
     binned = [
-        bin_feature(name, about[name], column, training.bad, cuts.get(name))
-        for name, column in zip(about, training.values.T, strict=True)
+        bin_feature(name, about[name], column, seen.bad, cuts.get(name))
+        for name, column in zip(about, seen.values.T, strict=True)
     ]
     woe = np.column_stack([b.woe[b.index(column)] for b, column in zip(binned, training.values.T, strict=True)])
-    kept, slopes, intercept = _weights(woe, training, _screen(binned, woe))
+    kept, slopes, intercept = _weights(woe, training, _screen(binned, woe[: len(seen.bad)]))
     chosen = [binned[i] for i in kept]
     table = [_points(b, slope, intercept, len(kept), scale) for b, slope in zip(chosen, slopes, strict=True)]
     return FittedScorecard(chosen, slopes, intercept, table)
@@ -250,7 +257,7 @@ class FittedTrees(NamedTuple):
     rounds: int
     slope: float  # on the log-odds
     intercept: float
-    out_of_fold: np.ndarray  # calibrated PD of every training row, from folds that did not see it
+    out_of_fold: np.ndarray  # calibrated PD of every training row with a known outcome, from folds that did not see it
 
     def pds(
         self,
@@ -289,7 +296,8 @@ def fit_trees(
     "Chooses the number of rounds, fits on all rows, calibrates on out-of-fold predictions."
     parameters, rows = tree_parameters(training, settings), TreeColumns(training.contract).batch(training.values)
     rounds, margins = _choose_rounds(rows, training, parameters)
-    line = LogisticRegression(C=np.inf).fit(margins[:, None], training.bad, training.weight)
+    seen = training.observed()
+    line = LogisticRegression(C=np.inf).fit(margins[:, None], seen.bad, seen.weight)
     slope, intercept = float(line.coef_[0, 0]), float(line.intercept_[0])
     booster = xgb.train(parameters, xgb.DMatrix(rows, training.bad, weight=training.weight), rounds)
     return FittedTrees(booster, rounds, slope, intercept, _sigmoid(intercept + slope * margins))
@@ -299,19 +307,21 @@ def _choose_rounds(
     rows: np.ndarray,
     training: Training,
     parameters: dict,
-) -> tuple[int, np.ndarray]:  # rounds; out-of-fold log-odds at that many
+) -> tuple[int, np.ndarray]:  # rounds; out-of-fold log-odds of the rows with a known outcome
     "The number of rounds with the smallest out-of-fold log loss."
-    steps = np.arange(ROUND_STEP, MOST_ROUNDS + 1, ROUND_STEP)
-    margins = np.zeros((len(steps), len(rows)))
+    steps, seen = np.arange(ROUND_STEP, MOST_ROUNDS + 1, ROUND_STEP), training.observed()
+    known, inferred = rows[: len(seen.bad)], np.arange(len(seen.bad), len(rows))
+    margins = np.zeros((len(steps), len(known)))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=training.seed)
-    for fit, held in folds.split(rows, training.bad):
-        known = xgb.DMatrix(rows[fit], training.bad[fit], weight=training.weight[fit])
-        booster = xgb.train(parameters, known, MOST_ROUNDS)
-        data = xgb.DMatrix(rows[held])
+    for fit, held in folds.split(known, seen.bad):
+        learn = np.concatenate([fit, inferred])
+        data = xgb.DMatrix(rows[learn], training.bad[learn], weight=training.weight[learn])
+        booster = xgb.train(parameters, data, MOST_ROUNDS)
+        data = xgb.DMatrix(known[held])
         for k, n in enumerate(steps.tolist()):
             margins[k, held] = booster.predict(data, iteration_range=(0, n), output_margin=True)
-    sign = 1 - 2 * training.bad
-    loss = [np.average(np.logaddexp(0, sign * margin), weights=training.weight) for margin in margins]
+    sign = 1 - 2 * seen.bad
+    loss = [np.average(np.logaddexp(0, sign * margin), weights=seen.weight) for margin in margins]
     best = int(np.argmin(loss))
     return int(steps[best]), margins[best]
 

@@ -40,7 +40,7 @@ def card_facts(
         "git": run.get("git"), "packages": run.get("packages", {}), "parameters": run.get("parameters", {}),
     }  # fmt: skip
 
-
+# %% ../../notebooks/27_evidence/30_card.ipynb #d31b8975
 def _used(
     v: Version,
 ) -> set[str]:
@@ -97,7 +97,7 @@ def card(
         heading("Promotions"), table(("line", "when (UTC)", "how", "by", "why"), _promotions(v)),
     ]  # fmt: skip
 
-
+# %% ../../notebooks/27_evidence/30_card.ipynb #4906ae42
 def _never(
     kept_out: dict[str, list[str]],  # by role
 ) -> str:
@@ -105,7 +105,7 @@ def _never(
     parts = [f"{role}: {', '.join(names)}" for role, names in kept_out.items() if names]
     return f"Never read, though the data hold it: {'; '.join(parts)}." if parts else ""
 
-
+# %% ../../notebooks/27_evidence/30_card.ipynb #4bbd4bea
 def _promotions(
     v: Version,
 ) -> list[list]:

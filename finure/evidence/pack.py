@@ -30,7 +30,7 @@ def _json(value: object) -> bytes:
 
 RECORD = ("run.json", "result.json", "page.html", "notebook.ipynb", "gates.yaml")  # as a run leaves them
 
-
+# %% ../../notebooks/27_evidence/60_pack.ipynb #a709217c
 def contents(
     v: Version,
 ) -> dict[str, bytes]:  # by name in the pack
@@ -55,7 +55,7 @@ def contents(
         "model/files.json": _json(bundle_files(v)),
     }  # fmt: skip
 
-
+# %% ../../notebooks/27_evidence/60_pack.ipynb #1473deb9
 def bundle_files(
     v: Version,
 ) -> dict:  # plain data

@@ -39,7 +39,7 @@ def validation(
              "result.json": "its figures", "gates.yaml": "the limits of its gates"}  # fmt: skip
     return [*blocks, links([(said, f"validation/{name}") for name, said in names.items() if name in v.files])]
 
-
+# %% ../../notebooks/27_evidence/40_parts.ipynb #bc70e48c
 def _rivals(
     result: dict,  # of a training run
 ) -> list[Block]:
@@ -49,7 +49,7 @@ def _rivals(
     rows += [[f"the lender's {name}", value, None] for name, value in result.get("rivals", {}).items()]
     return [heading("Beside it, on the same rows"), table(("", "AUC", "calibration error"), rows)] if rows else []
 
-
+# %% ../../notebooks/27_evidence/40_parts.ipynb #cc34ffec
 def _checks(
     v: Version,
 ) -> list[Block]:
@@ -124,7 +124,7 @@ def ledger_lines(
     plain = lambda line: {"line": line.seq, "at": moment(line.at), "hash": line.hash, "change": line.change}
     return b"".join(msgspec.json.encode(plain(line), order="deterministic") + b"\n" for line in v.lines)
 
-
+# %% ../../notebooks/27_evidence/40_parts.ipynb #e661dbc6
 def verification(
     v: Version,
 ) -> dict:  # plain data
@@ -133,7 +133,7 @@ def verification(
     end = [Head(CHAIN, v.lines[-1].seq, bytes.fromhex(v.lines[-1].hash))] if v.lines else []
     return {"as_written": not found, "found": found, "last_line_about_the_model": json.loads(write_anchors(end))}
 
-
+# %% ../../notebooks/27_evidence/40_parts.ipynb #e2457918
 def ledger(
     v: Version,
 ) -> list[Block]:
@@ -149,7 +149,7 @@ def ledger(
         links([("the lines as they are stored", "ledger/ledger.jsonl"), ("the check", "ledger/verification.json")]),
     ]  # fmt: skip
 
-
+# %% ../../notebooks/27_evidence/40_parts.ipynb #f62ff7aa
 def _row(
     line: Line,
 ) -> list:

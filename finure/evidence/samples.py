@@ -48,7 +48,7 @@ class Sample(NamedTuple):
     content: bytes  # HTML; empty: it was refused
     refused: str  # why
 
-
+# %% ../../notebooks/27_evidence/50_samples.ipynb #e564c644
 def declined(
     v: Version,
 ) -> list[tuple[dict, dict]]:  # the application as it was sent, and the answer
@@ -63,7 +63,7 @@ def declined(
             found.setdefault(tuple(one["text"] for one in answer.get("reasons", [])), (sent, answer))
     return [found[key] for key in sorted(found, key=lambda key: (-len(key), key))[:MOST]]
 
-
+# %% ../../notebooks/27_evidence/50_samples.ipynb #5d323ede
 def samples(
     v: Version,
 ) -> list[Sample]:  # empty: no notice follows the decisions of this model

@@ -82,7 +82,7 @@ def period_sample(
     order = moved.sort_values("value", ascending=False)["what"].replace("", "estimated risk")
     return bin_names(rows, drawn.frozen, drawn.seed, name), [column for column in order if column in drawn.frozen]
 
-# %% ../../notebooks/22_monitor/70_history.ipynb #7dc4e04c
+# %% ../../notebooks/22_monitor/70_history.ipynb #0c324b89
 PICTURES = 20  # columns on a page
 
 
@@ -95,9 +95,10 @@ def draw_page(
     "Evidently's page of the newest period."
     current, order = period_sample(decided, watched, drawn, watched.newest)
     snapshot = compare_binned(drawn.reference, current, order[:PICTURES])
+    total = watched.periods.rows[watched.periods.names.index(watched.newest)]
     words = (
         f"Evidently's pictures of the {min(len(order), PICTURES)} of {len(order)} columns that moved most in "
-        f"{watched.newest}: {len(current):,} of {watched.periods.rows[-1]:,} decisions beside {len(drawn.reference):,} "
+        f"{watched.newest}: {len(current):,} of {total:,} decisions beside {len(drawn.reference):,} "
         f"training rows, drawn with seed {drawn.seed}, in the bins of the training rows. The first two boxes count the "
         "columns whose PSI is above 0.1, the next two those above 0.25."
     )

@@ -150,7 +150,7 @@ def heading(
         f"{watched.as_of:%Y-%m-%d}. Each {job.rules.period} is held against {job.reference.rows:,} training rows."
     )
 
-# %% ../../notebooks/22_monitor/80_job.ipynb #35ddb8f1
+# %% ../../notebooks/22_monitor/80_job.ipynb #f183a001
 def finding_table(
     findings: list[Finding],
 ) -> str:  # HTML
@@ -169,13 +169,13 @@ def conclusion(
 ) -> str:  # Markdown
     "What the newest period says, in a sentence or two."
     new, watched = job.watched.standing(), job.watched
-    few = watched.periods.rows[-1] < job.rules.least_rows
     said = f"**{watched.newest}**: " + ("nothing has changed beyond its limits." if not new else (
         f"{sum(one.severity == 'alarm' for one in new)} alarm(s) and "
         f"{sum(one.severity == 'warning' for one in new)} warning(s). The gravest: {new[0].text}, since {new[0].since}."
     ))  # fmt: skip
-    least = f"at least {job.rules.least_rows:,} decisions are asked for"
-    return said + (f" It has {watched.periods.rows[-1]:,} decisions so far and is not judged: {least}." if few else "")
+    begun = watched.periods.names[-1] if watched.periods.names[-1] not in watched.judged else ""
+    least = f"it has {watched.periods.rows[-1]:,} decisions, and {job.rules.least_rows:,} or a whole week are asked for"
+    return said + (f" {begun} is not judged yet: {least}." if begun else "")
 
 # %% ../../notebooks/22_monitor/80_job.ipynb #e3e4df99
 def shift_table(

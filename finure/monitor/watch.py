@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Watched', 'watch', 'facts_of', 'summary_of', 'write_watched', 'monitored_before']
 
-# %% ../../notebooks/22_monitor/60_watch.ipynb #701d77d5
+# %% ../../notebooks/22_monitor/60_watch.ipynb #f8cf808c
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,10 +20,10 @@ from .decisions import Decided
 from .findings import Finding, find, first_alarm, graded, standing
 from .outcomes import OUTCOMES, behind, group_rates, judged, vintages, with_outcomes
 from .reference import Reference
-from .rules import Rules
+from .rules import Rules, first_and_last
 from .shifts import SHIFTS, Periods, periods_of, quality, shifts
 
-# %% ../../notebooks/22_monitor/60_watch.ipynb #70a684e6
+# %% ../../notebooks/22_monitor/60_watch.ipynb #042a99d9
 class Watched(NamedTuple):
     "What came of watching."
 
@@ -34,19 +34,20 @@ class Watched(NamedTuple):
     findings: list[Finding]
     bad: np.ndarray  # of every decision; NaN not known
     as_of: pd.Timestamp
+    judged: list[str]  # the periods that could be judged, ascending
 
     @property
     def newest(self) -> str:
-        "The newest period."
-        return self.periods.names[-1]
+        "The newest period that could be judged; where none could, the newest one."
+        return (self.judged or self.periods.names)[-1]
 
     def standing(self) -> list[Finding]:
         "What was found in the newest period, and what mature vintages say."
         late = [one for one in self.findings if one.signal in ("performance", "calibration")]
         last = max((one.period for one in late), default="")
-        return standing(self.findings, self.newest) + [o for o in late if o.period == last and last != self.newest]
+        return standing(self.findings, self.newest) + [one for one in late if one.period == last != self.newest]
 
-# %% ../../notebooks/22_monitor/60_watch.ipynb #536e4f90
+# %% ../../notebooks/22_monitor/60_watch.ipynb #73533495
 def watch(
     reference: Reference,
     decided: Decided,
@@ -68,7 +69,25 @@ def watch(
         late += behind(groups, agreed[0])
     parts = [moved, quality(reference, decided, periods, counts), pd.DataFrame(late, columns=SHIFTS)]
     figures = graded(pd.concat([part for part in parts if len(part)], ignore_index=True), rules)
-    return Watched(periods, figures, table, groups, find(figures, periods.names, rules), bad, day)
+    whole = _whole(periods, decided.frame["time"], rules)
+    late = figures["signal"].isin(["performance", "calibration"])
+    figures.loc[~figures["period"].isin(whole) & ~late, "severity"] = ""
+    findings = find(figures, periods.names, rules)
+    return Watched(periods, figures, table, groups, findings, bad, day, whole)
+
+
+def _whole(
+    periods: Periods,
+    time: pd.Series,
+    rules: Rules,
+) -> list[str]:
+    "The periods that can be judged: those with enough decisions, and no part of a week."
+    names = [name for name, n in zip(periods.names, periods.rows, strict=True) if n >= rules.least_rows]
+    if rules.period != "week":
+        return names
+    first, last = time.min().date(), time.max().date()
+    spans = {name: first_and_last(name, rules.period) for name in names}
+    return [name for name, (start, end) in spans.items() if first <= start and end <= last]
 
 
 def _day(

@@ -38,7 +38,7 @@ from finure.run.records import (
     write_record,
 )
 from .secrets import clear, redact, secrets_of
-from .stages import finished, forget
+from .stages import begin_again, finished, forget
 from .track import track
 
 # %% ../../notebooks/21_run/40_door.ipynb #071f7758
@@ -144,7 +144,7 @@ def _attempts(
     cwd, tried = notebook.parents[2], []
     with Deadline(how.timeout) as deadline:
         while True:
-            (folder / "result.json").unlink(missing_ok=True)
+            begin_again(folder)
             began, clock = now(), time.monotonic()
             outcome = execute(notebook, folder, record["parameters"], cwd, deadline)
             seconds = round(time.monotonic() - clock, 1)

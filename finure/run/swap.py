@@ -20,7 +20,7 @@ from ..metrics import auc, bootstrap_ci, evaluate
 from ..tables import reason_table
 
 # %% ../../notebooks/21_run/50_swap.ipynb #e3b8751f
-MOST = 50_000  # rows, evenly spread over those that were tested
+MOST = 20_000  # rows, evenly spread over those that were tested
 OUTCOMES = ("bad", "fraud")  # the column of the outcome
 
 
