@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lab sync lock bench bench-fraud bench-serve bench-monitor monitor-ui prove-image prove-airflow clean
+.PHONY: help install run test cover lab sync lock bench bench-fraud bench-serve bench-monitor monitor-ui prove-image prove-airflow clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z%-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ run: $(STAMP)  ## the credit pipeline: pull, validate, train, gate, register, pa
 test: $(STAMP)  ## everything that proves the project
 	@$(BIN)/ruff check notebooks tests finure bentos
 	@$(BIN)/ruff format --check notebooks tests
+	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+
+cover: $(STAMP)  ## which lines of finure the tests run; slower than `make test`
 	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 lab: $(STAMP)  ## JupyterLab on the notebooks; notebook jobs keep their state in runs/

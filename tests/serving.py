@@ -81,7 +81,7 @@ LENDER = {"name": "Sample Lender", "address": ["1 First Street"], "phone": "555-
 CREDITOR = {  # the file that FINURE_NOTICES names
     "creditor": LENDER, "reasons_office": LENDER, "agencies": ["ftc"], "credit": "a personal loan", "time_zone": "UTC",
     "contracts": ["simulated_bank", "simulated_denial"], "consumer_report": False, "score_used": False,
-    "outside_information": False,
+    "outside_information": False, "home_loans": ["simulated_denial"],
 }  # fmt: skip
 
 

@@ -123,7 +123,7 @@ class Judged:
     "A scorer that sees one feature of a contract, with some noise of its own."
 
     answer_schema = {"decision": {"enum": ["approve", "decline"]}, "pd": {}}
-    contract, feature_names = load("german"), ["duration_in_month"]
+    contract, feature_names = load("german"), ["duration_months"]
 
     def __init__(self, noise: float):
         self.noise = noise
@@ -137,13 +137,13 @@ class Judged:
 def rows(n: int = 700) -> pd.DataFrame:
     "A feature that tells the risk, and the outcome."
     risk = generator(0, "rows").random(n)
-    return pd.DataFrame({"duration_in_month": 100 * risk, "bad": (generator(1, "rows").random(n) < risk).astype(int)})
+    return pd.DataFrame({"duration_months": 100 * risk, "bad": (generator(1, "rows").random(n) < risk).astype(int)})
 
 
 def test_new_data_is_not_mistaken_for_a_better_model():
     old, new = Judged(0.5), Judged(0.0)
     data, model = (refit_champion(rows(), old, again, new) for again in (new, old))  # only the rows were newer; not so
-    first, second = (found.table.set_index(["what", "figure"])["gain"] for found in (data, model))
+    first, second = (found.table.set_index(["what", "figure"])["change"] for found in (data, model))
     assert first[DATA, "auc"] == second[MODEL, "auc"] > 0 and first[MODEL, "auc"] == second[DATA, "auc"] == 0
     assert model.better and "is better than the champion" in model.words
     assert not data.better and "is not shown to be better" in data.words

@@ -19,10 +19,11 @@ from finure.report import find_run, html_table, registered_before
 from finure.run.compare import compare, write_page
 from finure.run.door import run
 from finure.simulate.bank import modelling_table, simulate
-from finure.simulate.world import Bank
+from finure.simulate.world import Bank, releases
 from finure.tables import reason_table
 
 QUICK = {"max_depth": 2, "eta": 0.2}
+STRESS = {"unemployment 2 points up": {"unemployment": 2.0}}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,9 @@ def trained(home):
 
 @pytest.fixture(scope="module")
 def report(home, trained):
-    asked = {"train_run": str(trained.folder), "model_name": "finure-small"}
+    macro = home / "macro.csv"
+    releases(Bank()).to_csv(macro, index=False)
+    asked = {"train_run": str(trained.folder), "model_name": "finure-small", "macro": str(macro), "stress": STRESS}
     ended = run("credit/50_report", None, asked, home=home)
     assert ended.status == "done", ended.record["error"]
     return ended
@@ -75,6 +78,7 @@ def test_the_page_names_its_run_and_shows_its_figures(report, trained):
     for head in (*heads, "Limits of this report"):
         assert head in page
     assert "not legal advice" in page
+    assert "unemployment 2 points up" in page and "with the figures that were out on the day" in page.replace("\n", " ")
     assert "Index of the neighbourhood" in page  # the data dictionary
 
 

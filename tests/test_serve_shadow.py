@@ -9,20 +9,24 @@ from collections import Counter
 from contextlib import closing
 from urllib.request import Request, urlopen
 
+import paying
 import pytest
 from explained import KINDS, applications
 from explained import bundle as credit_bundle
 from explained import scorer as credit_scorer
 from serving import BATCH, GOOD, JSON, PREDICT, SCORER, SIMULATE, ask, body, bundle, call, running
 from test_serve_swap import following, quick, records, until  # noqa: F401  # quick: looks often
+from typer.testing import CliRunner
 
 from finure.audit.log import open_store
 from finure.audit.trail import replay
 from finure.audit.verify import verify
-from finure.bundle import fingerprint
+from finure.bundle import fingerprint, load_scorer
+from finure.cli.main import app as cli
 from finure.core import FinureError, Settings
 from finure.pipeline import as_applications
 from finure.serve import challenger as module
+from finure.serve import follow as follow_module
 from finure.serve.app import App
 from finure.serve.challenger import challenge, place_of
 from finure.serve.service import service
@@ -226,3 +230,71 @@ def test_a_real_service_scores_both(tmp_path):
     }
     assert all("answer" in r["trace"]["beside"] for r in found)
     assert 'in_charge="challenger"' in metrics and 'in_charge="champion"' in metrics
+
+
+# The registry
+
+
+def test_the_pointer_follows_champion_and_challenger(tmp_path, monkeypatch):
+    monkeypatch.setenv("FINURE_HOME", str(tmp_path / "home"))
+    bundles = {version: bundle(tmp_path / version, "0", most=1000 * int(version)) for version in "12"}
+    aliases = {"champion": "1", "challenger": "2"}
+    held = lambda: [{"version": v, "aliases": [a for a, at in aliases.items() if at == v]} for v in bundles]
+    find = lambda name, alias: {"version": aliases[alias]}
+    registry = types.SimpleNamespace(find=find, versions=lambda name: held(), bundle_of=lambda name, v: bundles[v])
+    monkeypatch.setitem(sys.modules, "finure.registry", registry)
+    pointer = tmp_path / "pointer"
+    look = lambda before: follow_module._look("finure-test", "champion", before, pointer, 0.1)
+    version = lambda folder: json.loads((folder / "model.json").read_text())["version"]
+    assert look("1") == "1 2"
+    named = followed(pointer)
+    assert (version(named.bundle), version(named.challenger), named.share) == ("1", "2", 0.1)
+    aliases.update(champion="2")
+    del aliases["challenger"]  # promoted
+    assert look("1 2") == "2" and version(followed(pointer).bundle) == "2" and followed(pointer).challenger is None
+    assert follow_module._look("finure-test", "champion", "2", pointer) == "2"
+
+
+def test_a_share_without_a_challenger_is_refused():
+    done = CliRunner().invoke(cli, ["serve", "credit", "--share", "0.1"])
+    assert isinstance(done.exception, FinureError) and "give --challenger" in str(done.exception)
+
+
+# Payments: decided from a state that each of them changes
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_payments_are_observed_once_and_scored_by_both(tmp_path, share):
+    one, two = paying.bundle(tmp_path / "one"), paying.bundle(tmp_path / "two")
+    facts = json.loads((two / "model.json").read_text())
+    facts["calibration"]["intercept"] += 2  # another model, and no training
+    (two / "model.json").write_text(json.dumps(facts))
+    settings = Settings(home=tmp_path / "both", bundle=one, challenger=two, challenger_share=share)
+    app = service(tmp_path, settings=settings)
+    assert app.metrics.challenger, "refused"
+    events = [paying.event(row) for row in range(30)]
+    answers = [json.loads(call(app, PREDICT, paying.sent(event))[2]) for event in events]
+    for close in app.closing:
+        close()
+    alone = {}
+    for name, folder in (("one", one), ("two", two)):
+        scorer = load_scorer(folder)
+        scorer.start(Settings(home=tmp_path / name))
+        alone[name] = [scorer.decide(paying.application(event)).answer for event in events]
+        scorer.store.close()
+    found = records(tmp_path / "both", "decision")
+    assert {record["trace"]["beside"]["role"] for record in found} == {"challenger"} | (
+        {"champion"} if share else set()
+    )
+    for record, answer, *said in zip(found, answers, *alone.values(), strict=True):
+        mine, other = said if record["trace"]["beside"]["role"] == "challenger" else said[::-1]
+        assert answer["probability"] == mine["probability"] and answer["decision"] == mine["decision"]
+        beside = record["trace"]["beside"]["answer"]
+        assert beside == {name: value for name, value in other.items() if name != "reasons"}
+
+
+def test_a_challenger_that_needs_more_features_than_are_seen_is_refused(tmp_path):
+    scorer = load_scorer(paying.bundle(tmp_path / "all"))
+    other = types.SimpleNamespace(feature_names=scorer.feature_names[1:])
+    with pytest.raises(FinureError, match=f"observed once, .* does not see: {scorer.feature_names[0]}; train both"):
+        scorer.beside(other)

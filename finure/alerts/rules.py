@@ -98,7 +98,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             and event.level == {"high_risk": self.from_grade, "migration": str(self.least_bands)}.get(self.source, "")
         )
 
-# %% ../../notebooks/23_alerts/00_rules.ipynb #fdfd272e
+# %% ../../notebooks/23_alerts/00_rules.ipynb #22d7a11e
 class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     "params/alerts.yaml."
 
@@ -112,7 +112,7 @@ class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         "A rule by its id."
         return next((rule for rule in self.rules if rule.id == id), None)
 
-
+# %% ../../notebooks/23_alerts/00_rules.ipynb #d175111d
 def load_rules(
     path: str | Path,  # params/alerts.yaml
 ) -> Rules:

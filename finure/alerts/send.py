@@ -78,7 +78,7 @@ def _close_job(
     going = [key.partition("/")[2] for (key,) in db.execute("SELECT key FROM alerts WHERE product = ?", (product,))]
     closed(db, "run", product, [key for key in going if key != job], rules)
 
-# %% ../../notebooks/23_alerts/30_send.ipynb #2813a48a
+# %% ../../notebooks/23_alerts/30_send.ipynb #2584e90f
 def book_events(
     path: Path,  # a result of `finure score`
     rules: Rules,
@@ -109,7 +109,7 @@ def book_events(
                                 level=str(bands)))  # fmt: skip
     return events
 
-
+# %% ../../notebooks/23_alerts/30_send.ipynb #f3b038f7
 def _some(
     ids: object,  # of accounts
     most: int = 5,
@@ -118,14 +118,14 @@ def _some(
     first = [str(id) for id in list(ids)[:most]]
     return ", ".join(first) + (f" and {len(ids) - most:,} more" if len(ids) > most else "")
 
-# %% ../../notebooks/23_alerts/30_send.ipynb #30feaf47
+# %% ../../notebooks/23_alerts/30_send.ipynb #6c777ba6
 class Sent(NamedTuple):
     "What became of a sending."
 
     told: int  # deliveries that arrived
     failed: dict[str, str]  # sink: what went wrong
 
-
+# %% ../../notebooks/23_alerts/30_send.ipynb #a88c2556
 def send(
     home: Path,  # the state folder
     rules: Rules,
@@ -148,7 +148,7 @@ def send(
                 break
     return Sent(told, failed)
 
-
+# %% ../../notebooks/23_alerts/30_send.ipynb #3a359eb0
 def _parts(
     deliveries: list[Delivery],  # of one sink
 ) -> list[list[Delivery]]:

@@ -143,12 +143,12 @@ def to_pager(
         dedup = f"finure/{alert.rule}/{alert.key}"[:255]
         _post(url, {"routing_key": key, "event_action": "trigger", "dedup_key": dedup, "payload": told})
 
-# %% ../../notebooks/23_alerts/20_sinks.ipynb #58436b92
+# %% ../../notebooks/23_alerts/20_sinks.ipynb #1f175713
 KINDS: dict[str, Callable] = {
     "terminal": to_terminal, "file": to_file, "mail": to_mail, "webhook": to_webhook, "pager": to_pager,
 }  # fmt: skip
 
-
+# %% ../../notebooks/23_alerts/20_sinks.ipynb #02b2760d
 def tell(
     sink: Sink,
     alerts: list[Alert],
@@ -171,7 +171,7 @@ def tell(
             time.sleep(pause)
     return ""
 
-
+# %% ../../notebooks/23_alerts/20_sinks.ipynb #35155971
 def _refused(
     error: Exception,
 ) -> bool:

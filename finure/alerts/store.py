@@ -17,7 +17,7 @@ from typing import NamedTuple
 from .rules import SEVERITY, Event, Rule, Rules
 from ..core import FinureError
 
-# %% ../../notebooks/23_alerts/10_store.ipynb #5f24393f
+# %% ../../notebooks/23_alerts/10_store.ipynb #6e07b11b
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS alerts (id INTEGER PRIMARY KEY, rule TEXT, key TEXT, product TEXT, severity TEXT, title TEXT,
   text TEXT, first REAL, last REAL, told REAL, seen INTEGER, acked_at REAL, acked_by TEXT, note TEXT,
@@ -28,7 +28,7 @@ CREATE TABLE IF NOT EXISTS looked (what TEXT PRIMARY KEY, at REAL);
 CREATE TABLE IF NOT EXISTS digests (sink TEXT PRIMARY KEY, at REAL);
 """
 
-
+# %% ../../notebooks/23_alerts/10_store.ipynb #c805141e
 class Alert(NamedTuple):
     "An alert."
 
@@ -48,7 +48,7 @@ class Alert(NamedTuple):
     note: str | None = None
     closed_at: float | None = None
 
-
+# %% ../../notebooks/23_alerts/10_store.ipynb #f3c62f20
 class Delivery(NamedTuple):
     "An alert that a sink has to be told."
 
@@ -75,10 +75,10 @@ def opened(
     finally:
         db.close()
 
-# %% ../../notebooks/23_alerts/10_store.ipynb #ad3695d3
+# %% ../../notebooks/23_alerts/10_store.ipynb #f8240e6e
 HOUR = 3600.0
 
-
+# %% ../../notebooks/23_alerts/10_store.ipynb #37ea00f7
 def raised(
     db: sqlite3.Connection,
     event: Event,
@@ -149,10 +149,10 @@ def closed(
             db.execute("UPDATE alerts SET closed_at = ? WHERE id = ?", (now or time.time(), id))
             db.execute("DELETE FROM deliveries WHERE alert = ?", (id,))
 
-# %% ../../notebooks/23_alerts/10_store.ipynb #a8996da1
+# %% ../../notebooks/23_alerts/10_store.ipynb #d47474d7
 CLAIM = 300.0  # seconds
 
-
+# %% ../../notebooks/23_alerts/10_store.ipynb #fe99831c
 def due(
     db: sqlite3.Connection,
     now: float | None = None,
@@ -172,7 +172,7 @@ def due(
     db.executemany(claim, [(now + CLAIM, one.alert.id, one.sink) for one in taken])
     return taken
 
-
+# %% ../../notebooks/23_alerts/10_store.ipynb #68cb12fd
 def delivered(
     db: sqlite3.Connection,
     done: list[Delivery],
@@ -190,7 +190,7 @@ def delivered(
             if one.digest:
                 db.execute("INSERT OR REPLACE INTO digests VALUES (?, ?)", (one.sink, now or time.time()))
 
-# %% ../../notebooks/23_alerts/10_store.ipynb #66088b44
+# %% ../../notebooks/23_alerts/10_store.ipynb #ed43cda5
 def listed(
     db: sqlite3.Connection,
     all: bool = False,  # also those that are acknowledged or over
@@ -202,7 +202,7 @@ def listed(
     errors = dict(db.execute(wrong))
     return [(Alert(*row), errors.get(row[0], "")) for row in rows]
 
-
+# %% ../../notebooks/23_alerts/10_store.ipynb #5a32e932
 def acknowledge(
     db: sqlite3.Connection,
     ids: list[int],
@@ -219,7 +219,7 @@ def acknowledge(
         db.execute(change, (now or time.time(), by, note, id))
         db.execute("DELETE FROM deliveries WHERE alert = ?", (id,))
 
-
+# %% ../../notebooks/23_alerts/10_store.ipynb #80433d3c
 def first_look(
     db: sqlite3.Connection,
     what: str,  # such as a run

@@ -58,7 +58,7 @@ def monitor_ui(
     words = ["ui", "--workspace", str(workspace), "--host", "127.0.0.1", "--port", str(port)]
     os.execv(sys.executable, [sys.executable, "-m", "evidently.cli", *words])
 
-# %% ../../notebooks/90_cli/80_watch.ipynb #8e4a7197
+# %% ../../notebooks/90_cli/80_watch.ipynb #988bfaee
 def retrain(
     product: Product = "credit",
     params_file: ParamsFile = None,
@@ -79,7 +79,7 @@ def retrain(
     else:
         raise typer.Exit(_train(product, params_file, parameter or []))
 
-
+# %% ../../notebooks/90_cli/80_watch.ipynb #c974bf6b
 def _train(
     product: str,
     params_file: Path | None,

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Role', 'Kind', 'Level', 'SCORED_ROLES', 'REQUEST_ROLES', 'CATEGORIES', 'Reason', 'Change', 'Column', 'Feature',
-           'Contract', 'iso_time', 'faults', 'parse', 'load', 'contracts_folder', 'to_plain', 'dictionary', 'allowed']
+           'Contract', 'ages_of', 'iso_time', 'faults', 'parse', 'load', 'contracts_folder', 'to_plain', 'dictionary',
+           'allowed']
 
 # %% ../../notebooks/01_contracts/00_contract.ipynb #b747aa4d
 import datetime as dt
@@ -121,6 +122,16 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def questions(self) -> dict[str, str]:
         "The open questions of a drafted contract, by column."
         return {name: column.question for name, column in self.columns.items() if column.question}
+
+# %% ../../notebooks/01_contracts/00_contract.ipynb #6578208d
+def ages_of(
+    contract: Contract,
+    name: str,  # of a column or a derived feature
+) -> list[str]:  # columns
+    "The columns of the applicant's age that a feature is made of."
+    if name in contract.columns:
+        return [name] if contract.columns[name].age else []
+    return [age for source in contract.features[name].of for age in ages_of(contract, source)]
 
 # %% ../../notebooks/01_contracts/00_contract.ipynb #514c605d
 def _column_faults(

@@ -46,9 +46,8 @@ def to_learn_from(
     if (key := contract.one("id")) and key in declined:
         both = declined.loc[declined[key].isin(clean[key]), key]
         if len(both):
-            raise FinureError(
-                f"rejected: {len(both):,} applications are also in the data, the first is {both.iloc[0]}."
-            )
+            which = f"{both.iloc[0]:.15g}" if isinstance(both.iloc[0], float) else both.iloc[0]
+            raise FinureError(f"rejected: {len(both):,} applications are also in the data, such as {which}.")
     if event := contract.one("event_time"):
         if event not in declined:
             raise FinureError(f"rejected: the column {event} is absent, so nobody can tell which came before the test.")

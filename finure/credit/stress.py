@@ -79,12 +79,13 @@ def _clustered(
     fitted: np.ndarray,  # probability of each row
     groups: np.ndarray,  # of each row: a number from 0
 ) -> np.ndarray:  # (terms, terms)
-    "The covariance of the coefficients if rows of a group belong together."
-    n = groups.max() + 1
-    inverse = np.linalg.inv((x * (fitted * (1 - fitted))[:, None]).T @ x)
-    score = np.zeros((n, x.shape[1]))
+    "The covariance of the coefficients if rows of a group belong together: what each group, left out, would move."
+    n, terms = groups.max() + 1, x.shape[1]
+    score, information = np.zeros((n, terms)), np.zeros((n, terms, terms))
     np.add.at(score, groups, x * (bad - fitted)[:, None])
-    return n / (n - 1) * inverse @ (score.T @ score) @ inverse
+    np.add.at(information, groups, x[:, :, None] * x[:, None, :] * (fitted * (1 - fitted))[:, None, None])
+    moved = np.linalg.solve(information.sum(axis=0) - information, score[:, :, None])[:, :, 0]
+    return (n - 1) / n * moved.T @ moved
 
 # %% ../../notebooks/credit/46_stress.ipynb #0ec1cef4
 def scenario_table(

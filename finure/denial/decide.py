@@ -19,7 +19,7 @@ from ..contracts.contract import load
 from ..core import FinureError
 from .categories import categories_route
 from .features import text_column, words
-from .head import Joint, TextHead
+from .head import TOGETHER_NAME, Joint, TextHead, if_denied
 from ..explain.reasons import PrincipalReasons
 from ..explain.reference import read_reference
 from ..explain.trees import load_contributions
@@ -65,7 +65,10 @@ class _Loaded:
         width, sessions = len(self.columns.names), bundle / "reasons"
         self._risk = OneRow(compiled(bundle / "model.onnx"), width)
         self.joint = Joint.of(json.loads((bundle / "head.json").read_text()))
-        self._by_label = [OneRow(compiled(sessions / f"{label}.onnx"), width) for label in self.joint.labels]
+        together = sessions / f"{TOGETHER_NAME}.onnx"
+        self._together = compiled(together) if together.exists() else None
+        alone = () if self._together else self.joint.labels
+        self._by_label = [OneRow(compiled(sessions / f"{label}.onnx"), width) for label in alone]
         self._text = TextHead.read(bundle / "text.json") if (bundle / "text.json").exists() else None
         self.note = text_column(self.contract)
         self._tables = load_contributions(bundle / "contributions.npz")
@@ -106,7 +109,11 @@ class _Judging(_Loaded):
     ) -> np.ndarray:  # (labels,)
         "The calibrated probabilities of the reasons."
         row = self.columns.online(values)
-        margins = np.array([_log_odds(trees(row)) for trees in self._by_label])
+        if self._together is None:
+            margins = np.array([_log_odds(trees(row)) for trees in self._by_label])
+        else:
+            (shares,) = self._together.run(["probabilities"], {"X": np.array([row], dtype=np.float32)})
+            margins = if_denied(shares)[0]
         if self._text is not None:
             note = words(self.contract, application.get(self.note))
             margins = np.concatenate([margins, self._text.one(note)])

@@ -84,12 +84,13 @@ def reason_folds(
     folds: int = 5,
     settings: Mapping[str, float] | None = None,  # overrides of REASON
     seed: int = 0,
+    approved: np.ndarray | None = None,  # features of approved applications
 ) -> tuple[np.ndarray, np.ndarray]:  # probabilities; what the tuned rule chose; (rows, labels)
     "Cross-validation of the reasons."
     found, chosen = np.zeros(rows.stated.shape), np.zeros(rows.stated.shape, bool)
     first = rows.stated.argmax(axis=1)
     for known, held in StratifiedKFold(folds, shuffle=True, random_state=seed).split(rows.values, first):
-        model = fit_reasons(rows.pick(known), settings, seed)
+        model = fit_reasons(rows.pick(known), settings, seed, approved=approved)
         found[held] = model.probabilities(rows.pick(held))
         chosen[held] = model.joint.chosen(found[held])
     return found, chosen

@@ -16,7 +16,7 @@ HOMES = {
         *("ChiSquare", "binomial_test", "brier", "ece", "grade_table"),
         *("hosmer_lemeshow", "jeffreys", "vintage_table", "wilson"),
     ],
-    "confidence": ["METRICS", "Interval", "bootstrap_ci", "evaluate"],
+    "confidence": ["METRICS", "Interval", "bootstrap_ci", "evaluate", "paired"],
     "stability": ["PSI_VERDICTS", "Bins", "PsiTest", "csi", "information_value", "psi", "psi_test", "psi_verdict"],
     "policy": ["ScoreScale", "best_cutoff", "profit_curve"],
 }

@@ -87,7 +87,7 @@ def from_log(
             raise FinureError(f"The decision log holds no decision{f' of {model}' if model else ''} of this time.")
         return from_export(done.path, scorer)._replace(source="the decision log")
 
-# %% ../../notebooks/22_monitor/10_decisions.ipynb #f2b2e8a5
+# %% ../../notebooks/22_monitor/10_decisions.ipynb #edd458b1
 def from_applications(
     data: str,  # a data set of the catalogue, a simulated table, or a path
     scorer: Scorer,
@@ -110,7 +110,7 @@ def from_applications(
         frame, used_features(scorer), _rejects(checked, dated), f"{data}, decided on by the model here", clean
     )
 
-
+# %% ../../notebooks/22_monitor/10_decisions.ipynb #f7826069
 def _rejects(
     checked: Checked,
     dated: str,  # the column of the date
@@ -144,7 +144,7 @@ def _decide(
         }
     return pd.DataFrame(told).join(pd.DataFrame(values, columns=names)[used_features(scorer)])
 
-# %% ../../notebooks/22_monitor/10_decisions.ipynb #20ee63e2
+# %% ../../notebooks/22_monitor/10_decisions.ipynb #0c7f305a
 def read_decisions(
     source: str,  # log; or an export or a file of applications: a name or a path
     scorer: Scorer,
@@ -175,7 +175,7 @@ def read_decisions(
         frame=found.frame[inside].reset_index(drop=True), table=table, rejects=_within(found, since, last)
     )
 
-
+# %% ../../notebooks/22_monitor/10_decisions.ipynb #c0a84e12
 def _within(
     found: Decided,
     since: str,

@@ -28,7 +28,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     rows: int  # that the value stands on
     text: str
 
-# %% ../../notebooks/22_monitor/50_findings.ipynb #3bb6b2ba
+# %% ../../notebooks/22_monitor/50_findings.ipynb #93343041
 UNITS = {
     "score": "PSI of the risk {v:.3f}", "feature": "PSI of {what} {v:.3f}",
     "reasons": "PSI of the first reasons {v:.3f}", "decisions": "PSI of the decisions {v:.3f}",
@@ -53,7 +53,7 @@ ADVICE = {
     "fairness": "Read the fairness section of the newest report; look for less discriminatory alternatives.",
 }
 
-
+# %% ../../notebooks/22_monitor/50_findings.ipynb #13cee2fd
 def told(
     signal: str,
     what: str,

@@ -107,11 +107,11 @@ def draw_page(
     write_atomic(html.with_suffix(".json"), json.dumps(kept, indent=1))
     return words
 
-# %% ../../notebooks/22_monitor/70_history.ipynb #6be81bd7
+# %% ../../notebooks/22_monitor/70_history.ipynb #026ef433
 WORKSPACE, ADDED = "evidently", "finure.json"
 MOST = 24  # periods that one run adds
 
-
+# %% ../../notebooks/22_monitor/70_history.ipynb #93e7109a
 def workspace(
     home: Path,  # the state folder
 ) -> "Workspace":
@@ -121,7 +121,7 @@ def workspace(
 
     return Workspace.create(str(home / WORKSPACE))
 
-
+# %% ../../notebooks/22_monitor/70_history.ipynb #57234c2a
 def _project(
     place: "Workspace",
     name: str,  # of the model

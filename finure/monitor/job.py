@@ -56,7 +56,7 @@ class Job(NamedTuple):
     decided: Decided
     watched: Watched
 
-# %% ../../notebooks/22_monitor/80_job.ipynb #3353b48f
+# %% ../../notebooks/22_monitor/80_job.ipynb #151e1f69
 def begin(
     asked: Asked,
     settings: Settings | None = None,
@@ -74,7 +74,7 @@ def begin(
     watched = watch(reference, decided, rules, bad, asked.as_of, protected, agreed)
     return Job(asked, folder, result, scorer, reference, rules, decided, watched)
 
-
+# %% ../../notebooks/22_monitor/80_job.ipynb #9808675e
 def _outcomes(
     decided: Decided,
     given: pd.DataFrame | None,
@@ -95,7 +95,7 @@ def _outcomes(
             return outcomes_in_log(store, scorer.contract)
     return outcomes_in(pd.DataFrame(), scorer.contract)
 
-# %% ../../notebooks/22_monitor/80_job.ipynb #1f71eab3
+# %% ../../notebooks/22_monitor/80_job.ipynb #6b29975e
 def keep(
     job: Job,
     out: Path,  # the folder of the run
@@ -111,7 +111,7 @@ def keep(
     write_atomic(out / "result.json", json.dumps(result, indent=1))
     return result
 
-
+# %% ../../notebooks/22_monitor/80_job.ipynb #a711cfdc
 def _figures(
     watched: Watched,
 ) -> dict[str, float]:
@@ -121,7 +121,7 @@ def _figures(
     alarms = sum(one.severity == "alarm" for one in watched.standing())
     return {f"psi_{name}": float(value) for name, value in largest.items()} | {"alarms": float(alarms)}
 
-
+# %% ../../notebooks/22_monitor/80_job.ipynb #d3ec87fe
 def draw(
     job: Job,
     out: Path,  # the folder of the run
@@ -150,7 +150,7 @@ def heading(
         f"{watched.as_of:%Y-%m-%d}. Each {job.rules.period} is held against {job.reference.rows:,} training rows."
     )
 
-# %% ../../notebooks/22_monitor/80_job.ipynb #f183a001
+# %% ../../notebooks/22_monitor/80_job.ipynb #634d9cd8
 def finding_table(
     findings: list[Finding],
 ) -> str:  # HTML
@@ -174,7 +174,8 @@ def conclusion(
         f"{sum(one.severity == 'warning' for one in new)} warning(s). The gravest: {new[0].text}, since {new[0].since}."
     ))  # fmt: skip
     begun = watched.periods.names[-1] if watched.periods.names[-1] not in watched.judged else ""
-    least = f"it has {watched.periods.rows[-1]:,} decisions, and {job.rules.least_rows:,} or a whole week are asked for"
+    week = " of a whole week" if job.rules.period == "week" else ""
+    least = f"it has {watched.periods.rows[-1]:,} decisions, and {job.rules.least_rows:,}{week} are asked for"
     return said + (f" {begun} is not judged yet: {least}." if begun else "")
 
 # %% ../../notebooks/22_monitor/80_job.ipynb #e3e4df99
@@ -225,7 +226,7 @@ def _label_periods(
     step = -(-len(names) // 12)
     ax.set_xticks(range(0, len(names), step), names[::step], rotation=30, ha="right")
 
-# %% ../../notebooks/22_monitor/80_job.ipynb #b8f6828c
+# %% ../../notebooks/22_monitor/80_job.ipynb #b5c8c1b0
 def vintage_table(
     job: Job,
 ) -> str:  # HTML
@@ -246,7 +247,7 @@ def vintage_table(
     days = f"A vintage is mature {job.rules.matures_after_days} days after its last decision"
     return html_table(pd.DataFrame(columns), forms, f"{days}; others are shown and not judged.")
 
-
+# %% ../../notebooks/22_monitor/80_job.ipynb #5dc1410c
 def vintage_figure(
     job: Job,
 ) -> Picture | None:  # None: no outcome is known

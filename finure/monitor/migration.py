@@ -30,7 +30,7 @@ def read_scored(
         raise FinureError(f"{Path(path).name}: id {found.loc[twice, 'id'].iloc[0]} is there twice.")
     return found
 
-# %% ../../notebooks/22_monitor/85_migration.ipynb #da64c584
+# %% ../../notebooks/22_monitor/85_migration.ipynb #b03b469f
 class Migration(NamedTuple):
     "How a book moved."
 
@@ -46,7 +46,7 @@ class Migration(NamedTuple):
         "Accounts that are in both."
         return len(self.worse) + self.better + self.same
 
-
+# %% ../../notebooks/22_monitor/85_migration.ipynb #f903334f
 def migrate(
     before: pd.DataFrame,  # from `read_scored`
     now: pd.DataFrame,

@@ -93,7 +93,7 @@ def with_outcomes(
     place = pd.Index(ids).get_indexer(pd.Index(asked))
     return np.where(place >= 0, known["bad"].to_numpy(dtype=float)[place], np.nan)
 
-# %% ../../notebooks/22_monitor/40_outcomes.ipynb #87d00c2d
+# %% ../../notebooks/22_monitor/40_outcomes.ipynb #779d832b
 def vintages(
     reference: Reference,
     decided: Decided,
@@ -113,7 +113,7 @@ def vintages(
         rows.append(row | _vintage(bad[kept], risk[kept], rules))
     return pd.DataFrame(rows)
 
-
+# %% ../../notebooks/22_monitor/40_outcomes.ipynb #0eb1d3ec
 def _vintage(
     bad: np.ndarray,
     risk: np.ndarray,
@@ -132,7 +132,7 @@ def _vintage(
     ranked = _ranking(bad, risk) if found["enough"] else [np.nan] * 4
     return found | dict(zip(names, [*figures, *ranked], strict=True))
 
-
+# %% ../../notebooks/22_monitor/40_outcomes.ipynb #3b6596a3
 def _ranking(
     bad: np.ndarray,
     risk: np.ndarray,
@@ -160,10 +160,10 @@ def judged(
         found.append((row["period"], "calibration", "", row["outcomes"], abs(row["ratio"] - 1), row["ratio_p"]))
     return found
 
-# %% ../../notebooks/22_monitor/40_outcomes.ipynb #38834140
+# %% ../../notebooks/22_monitor/40_outcomes.ipynb #1a84cab9
 GROUPS = ["period", "group", "reference", "rows", "approved", "air", "before", "p_value"]
 
-
+# %% ../../notebooks/22_monitor/40_outcomes.ipynb #b86ec6c9
 def group_rates(
     reference: Reference,
     decided: Decided,
@@ -191,7 +191,7 @@ def group_rates(
                 found.append((period, f"{attribute}: {name}", base, *_impact(*map(int, counts), *before)))
     return pd.DataFrame(found, columns=GROUPS)
 
-
+# %% ../../notebooks/22_monitor/40_outcomes.ipynb #1777bb6d
 def _impact(
     hits: int,
     n: int,

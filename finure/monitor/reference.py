@@ -109,7 +109,7 @@ def freeze(
         decisions=decisions, reasons=reasons, figures=_figures(result), groups=_groups(folder),
     )  # fmt: skip
 
-# %% ../../notebooks/22_monitor/20_reference.ipynb #1c20a70a
+# %% ../../notebooks/22_monitor/20_reference.ipynb #0c368618
 def _decided(
     scorer: Scorer,
     test: pd.DataFrame,  # rows with all features
@@ -125,7 +125,7 @@ def _decided(
     counts = [pd.Series(words).value_counts() for words in (found.decision, codes[first[first >= 0]])]
     return tuple({str(name): int(n) for name, n in each.items()} for each in counts)
 
-
+# %% ../../notebooks/22_monitor/20_reference.ipynb #16e8dc76
 def _figures(
     result: dict,
 ) -> dict[str, float]:
@@ -133,7 +133,7 @@ def _figures(
     numbers = {name: value for name, value in result["metrics"].items() if isinstance(value, int | float)}
     return numbers | {"rejects": float(result.get("reject_share", 0.0))}
 
-
+# %% ../../notebooks/22_monitor/20_reference.ipynb #4c6a6a5b
 def _groups(
     folder: Path,
 ) -> dict[str, tuple[float, float]]:

@@ -44,7 +44,7 @@ class Advice(NamedTuple):
         "All conditions are met."
         return all(check.met for check in self.checks)
 
-# %% ../../notebooks/22_monitor/90_retrain.ipynb #608cbb7a
+# %% ../../notebooks/22_monitor/90_retrain.ipynb #7fc56a39
 def signal_check(
     facts: Mapping,  # monitor.json
     rules: Retrain,
@@ -60,7 +60,7 @@ def signal_check(
         return Check("signal", False, f"no {rules.severity} of {wanted} stands in {facts['newest']}")
     return Check("signal", True, "; ".join(f"{one['text']} since {one['since']}" for one in asked[:3]))
 
-
+# %% ../../notebooks/22_monitor/90_retrain.ipynb #17d67d42
 def cool_down_check(
     trained: datetime,  # when the last training run started
     now: datetime,
@@ -71,7 +71,7 @@ def cool_down_check(
     text = f"the last training run is {days} day(s) old, {rules.cool_down_days} are asked for"
     return Check("cool-down", days >= rules.cool_down_days, text)
 
-
+# %% ../../notebooks/22_monitor/90_retrain.ipynb #d7346eb7
 def labels_check(
     rows: int,  # outcomes that the model did not learn from
     rules: Retrain,
@@ -111,13 +111,13 @@ def labelled_rows(
     table = pd.read_parquet(path).sort_values("time", kind="stable", ignore_index=True)
     return table, [name for name in table if name not in ("time", "risk", "bad")]
 
-# %% ../../notebooks/22_monitor/90_retrain.ipynb #2f767c15
+# %% ../../notebooks/22_monitor/90_retrain.ipynb #3a228c56
 QUICK = {
     "max_depth": 3, "eta": 0.1, "min_child_weight": 10, "subsample": 0.8, "nthread": 1, "objective": "binary:logistic",
 }  # fmt: skip
 ROUNDS, DRAWS = 80, 200
 
-
+# %% ../../notebooks/22_monitor/90_retrain.ipynb #1b055cd1
 class Gain(NamedTuple):
     "What a new model would gain, by the slice."
 
@@ -133,7 +133,7 @@ class Gain(NamedTuple):
         "AUC gained."
         return self.new - self.old
 
-
+# %% ../../notebooks/22_monitor/90_retrain.ipynb #2d1432e7
 def _fit(
     rows: Rows,
     seed: int,
@@ -171,7 +171,7 @@ def estimate_gain(
     low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
     return Gain(auc(bad, said[0]), auc(bad, said[1]), low, high, n, len(bad))
 
-# %% ../../notebooks/22_monitor/90_retrain.ipynb #eeae1e6c
+# %% ../../notebooks/22_monitor/90_retrain.ipynb #3914a15f
 def gain_check(
     gain: Gain,
     rules: Retrain,
@@ -183,7 +183,7 @@ def gain_check(
     )
     return Check("worth it", gain.value >= rules.least_gain and gain.high > 0, text)
 
-
+# %% ../../notebooks/22_monitor/90_retrain.ipynb #d4a559a1
 def advise(
     product: str,
     home: Path,  # the state folder
@@ -207,7 +207,7 @@ def advise(
         checks.append(gain_check(estimate_gain(old, new, rules.slice_rows), rules))
     return Advice(checks, monitor)
 
-
+# %% ../../notebooks/22_monitor/90_retrain.ipynb #8e837a7f
 def _trained(
     home: Path,
     product: str,

@@ -26,7 +26,7 @@ SIGNALS = {
 SEVERITIES = ("note", "warning", "alarm")
 Period = Literal["day", "week", "month", "quarter"]
 
-# %% ../../notebooks/22_monitor/00_rules.ipynb #b6dd481f
+# %% ../../notebooks/22_monitor/00_rules.ipynb #e82e51f1
 class Retrain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     "When a model is trained again."
 
@@ -37,7 +37,7 @@ class Retrain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     least_gain: float  # of AUC
     slice_rows: int
 
-
+# %% ../../notebooks/22_monitor/00_rules.ipynb #e77ec1e4
 class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     "What is a finding."
 

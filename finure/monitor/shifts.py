@@ -42,7 +42,7 @@ def periods_of(
     told = [f"{p.start_time:%Y-%m-%d}" if period in ("day", "week") else str(p) for p in names]
     return Periods(told, codes, np.bincount(codes, minlength=len(told)))
 
-# %% ../../notebooks/22_monitor/30_shifts.ipynb #a082f3aa
+# %% ../../notebooks/22_monitor/30_shifts.ipynb #9a43c069
 def tally(
     codes: np.ndarray,  # of each decision: its bin
     n: int,  # bins
@@ -52,7 +52,7 @@ def tally(
     flat = np.bincount(periods.codes * n + codes, minlength=n * len(periods.names))
     return flat.reshape(len(periods.names), n)
 
-
+# %% ../../notebooks/22_monitor/30_shifts.ipynb #a9539fe8
 def binned(
     values: pd.Series,
     frozen: Frozen,
@@ -61,7 +61,7 @@ def binned(
     "Decisions per period and bin of a frozen column."
     return tally(frozen.bins().codes(values), len(frozen.names), periods)
 
-
+# %% ../../notebooks/22_monitor/30_shifts.ipynb #0b665cb5
 def worded(
     values: pd.Series,
     known: Mapping[str, int],  # of the reference
@@ -128,7 +128,7 @@ def shifts(
     found += _words_rows("reasons", frame["reason"], reference.reasons, periods)
     return pd.DataFrame(found, columns=SHIFTS), counts
 
-# %% ../../notebooks/22_monitor/30_shifts.ipynb #87411c23
+# %% ../../notebooks/22_monitor/30_shifts.ipynb #6ac272f2
 def _two_shares(
     hits: np.ndarray,
     rows: np.ndarray,
@@ -140,7 +140,7 @@ def _two_shares(
     spread = np.sqrt(np.maximum(pooled * (1 - pooled), 1e-12) * (1 / rows + 1 / base))
     return 2 * stats.norm.sf(np.abs(hits / rows - share) / spread)
 
-
+# %% ../../notebooks/22_monitor/30_shifts.ipynb #5b1b7cd4
 def quality(
     reference: Reference,
     decided: Decided,

@@ -47,7 +47,7 @@ class Watched(NamedTuple):
         last = max((one.period for one in late), default="")
         return standing(self.findings, self.newest) + [one for one in late if one.period == last != self.newest]
 
-# %% ../../notebooks/22_monitor/60_watch.ipynb #73533495
+# %% ../../notebooks/22_monitor/60_watch.ipynb #0ecc1d86
 def watch(
     reference: Reference,
     decided: Decided,
@@ -75,7 +75,7 @@ def watch(
     findings = find(figures, periods.names, rules)
     return Watched(periods, figures, table, groups, findings, bad, day, whole)
 
-
+# %% ../../notebooks/22_monitor/60_watch.ipynb #01a525fa
 def _whole(
     periods: Periods,
     time: pd.Series,
@@ -89,7 +89,7 @@ def _whole(
     spans = {name: first_and_last(name, rules.period) for name in names}
     return [name for name, (start, end) in spans.items() if first <= start and end <= last]
 
-
+# %% ../../notebooks/22_monitor/60_watch.ipynb #79a86471
 def _day(
     text: str,
 ) -> pd.Timestamp:
@@ -99,7 +99,7 @@ def _day(
     except ValueError:
         raise FinureError(f"as_of: `{text}` is no day; write it like 2024-06-30.") from None
 
-# %% ../../notebooks/22_monitor/60_watch.ipynb #b5e1f68a
+# %% ../../notebooks/22_monitor/60_watch.ipynb #45eeec86
 def facts_of(
     watched: Watched,
     reference: Reference,
@@ -122,7 +122,7 @@ def facts_of(
         "broken": broken if rejects is None else broken.to_dict("records"),
     }  # fmt: skip
 
-
+# %% ../../notebooks/22_monitor/60_watch.ipynb #f5925c96
 def summary_of(
     watched: Watched,
 ) -> str:

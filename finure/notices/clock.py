@@ -15,7 +15,7 @@ from ..audit.log import Store, now, read_between
 from ..audit.trail import read_decision
 from .facts import applied_on
 from .issue import Noted
-from .law import deadline
+from .law import DISCLOSURES, deadline
 from .settings import Creditor
 
 # %% ../../notebooks/13_notices/70_clock.ipynb #9b633ba1
@@ -45,7 +45,8 @@ def noticed(
 ) -> set[str]:  # ids of decisions
     "The decisions whose notice went out, or that owe none."
     bodies = store.rows("SELECT body FROM records WHERE kind <> 'decision' AND kind = 'notice' ORDER BY at")
-    return {msgspec.json.decode(body, type=Noted).decision_id for (body,) in bodies if body}
+    told = [msgspec.json.decode(body, type=Noted) for (body,) in bodies if body]
+    return {one.decision_id for one in told if one.kind not in DISCLOSURES.values()}
 
 
 def owed(

@@ -13,11 +13,14 @@ from typing import NamedTuple
 from ..core import FinureError
 from .facts import Notice, Score
 from finure.notices.law import (
+    HOME_HEADING,
+    HOME_NOTICE,
     KINDS,
     OUTSIDE_NOTICE,
     REPORT_NOTICE,
     SCORE_MEANING,
     SCORE_NOTICE,
+    SCORE_ORDER,
     SCORE_RIGHTS,
     VERSION,
     ecoa_notice,
@@ -56,13 +59,13 @@ def _head(
     notice: Notice,
 ) -> list[Part]:
     "The head of a letter."
-    creditor, applicant = notice.creditor, notice.applicant
+    creditor, applicant, action = notice.creditor, notice.applicant, KINDS[notice.kind].action
     about = [
         ("Date", long_date(notice.dated)),
         ("Applicant", ", ".join((applicant.name, *applicant.address))),
         ("Credit requested", notice.credit),
         ("Date of application", long_date(notice.completed)),
-        ("Action taken", KINDS[notice.kind].action),
+        *([("Action taken", action)] if action else []),
         ("Reference", notice.decision_id),
     ]
     address = [creditor.name, *creditor.address, f"Telephone {creditor.phone}"]
@@ -176,6 +179,20 @@ def _score_disclosure(
         Part("heading", ["Checking your consumer report"]), *(Part("text", [one]) for one in SCORE_RIGHTS),
     ]  # fmt: skip
 
+# %% ../../notebooks/13_notices/30_letter.ipynb #8b9b27a5
+def _home_score_disclosure(
+    notice: Notice,
+) -> list[Part]:
+    "A score is used for a loan that a home secures."
+    rank = f"Your credit score ranks higher than {notice.score.ranks_above} percent of U.S. consumers. {SCORE_ORDER}"
+    contacts = [("Consumer reporting agency", in_one_line(notice.report)), ("Lender", in_one_line(notice.creditor))]
+    return [
+        Part("heading", ["Your credit score"]), *_score(notice.score), Part("text", [rank]),
+        Part("heading", ["What you should know about credit scores"]), *(Part("text", [one]) for one in SCORE_MEANING),
+        Part("heading", ["Checking your consumer report"]), *(Part("text", [one]) for one in SCORE_RIGHTS),
+        Part("heading", [HOME_HEADING]), *(Part("text", [one]) for one in HOME_NOTICE), Part("facts", contacts),
+    ]  # fmt: skip
+
 # %% ../../notebooks/13_notices/30_letter.ipynb #eda31934
 BODIES: dict[str, dict[str, Callable[[Notice], list[Part]]]] = {  # by version, by kind
     VERSION: {
@@ -184,6 +201,7 @@ BODIES: dict[str, dict[str, Callable[[Notice], list[Part]]]] = {  # by version, 
         "incomplete": _incomplete,
         "right-to-reasons": _right_to_reasons,
         "score-disclosure": _score_disclosure,
+        "home-score-disclosure": _home_score_disclosure,
     }
 }
 

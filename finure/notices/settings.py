@@ -31,6 +31,7 @@ class Creditor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     reasons_office: Party  # whom applicants ask for reasons
     agencies: list[str]  # keys of finure.notices.law.AGENCIES
     contracts: list[str]  # names of the contracts whose decisions are applications for credit
+    home_loans: list[str] = []  # those of them whose loans one to four units of residential real property secure
     credit: str  # what is applied for, such as "a personal loan"
     time_zone: str  # in which days are counted, such as America/Chicago
     consumer_report: bool  # a report of a consumer reporting agency has a part in the decisions
@@ -39,7 +40,7 @@ class Creditor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     reporting_agencies: dict[str, Party] = {}  # by a short name
 
 # %% ../../notebooks/13_notices/10_settings.ipynb #f645bb93
-REQUIRED = Creditor.__struct_fields__[:-1]
+REQUIRED = Creditor.__struct_fields__[:-1]  # in a file; `home_loans` may be empty, but somebody must have said so
 PARTY = ("name", "address", "phone")
 
 # %% ../../notebooks/13_notices/10_settings.ipynb #f2caa7b9
@@ -52,7 +53,7 @@ def _unset(
         if name in ("creditor", "reasons_office"):
             value = value if isinstance(value, dict) else {}
             yield from (f"{name}.{part}" for part in PARTY if value.get(part) in (None, "", []))
-        elif value in (None, "", []):
+        elif value in (None, "") or (value == [] and name != "home_loans"):
             yield name
     if content.get("consumer_report") and not content.get("reporting_agencies"):
         yield "reporting_agencies"
@@ -67,6 +68,8 @@ def _faults(
         ZoneInfo(told.time_zone)
     except (KeyError, ValueError, OSError):
         yield f"`time_zone`: {told.time_zone!r} is no time zone; give a name such as America/Chicago"
+    if others := [name for name in told.home_loans if name not in told.contracts]:
+        yield f"`home_loans`: `{others[0]}` is not among the `contracts`"
     for name, party in told.reporting_agencies.items():
         if not (party.name and party.address and party.phone):
             yield f"`reporting_agencies.{name}` needs name, address and phone"
