@@ -24,7 +24,7 @@ from finure.denial.data import load_table, simulated_table
 from finure.denial.decide import ANSWER
 from finure.denial.features import rows_of
 from finure.denial.head import Joint
-from finure.denial.model import common, fit_reasons, macro_f1, tune
+from finure.denial.model import common, fit_reasons, fit_risk, macro_f1, policy, tune, write_bundle
 from finure.denial.validate import confidence_bins, confidence_error, judging_rows, reason_figures, risk_on
 from finure.explain.reasons import CATEGORIES
 from finure.notices.render import read_notice
@@ -244,6 +244,22 @@ def test_without_notes_the_numbers_still_tell_most_reasons_and_confidence_is_cal
     found = reason_figures(later.stated, p, model.joint.chosen(p))
     assert found["accuracy"] > 0.85 and found["macro_f1"] > 0.7
     assert confidence_error(confidence_bins(later.stated, p)) < 0.08
+
+
+def test_where_a_denial_has_one_reason_all_are_learnt_together_with_the_approved(table, tmp_path):
+    rows = rows_of(table, load("simulated_denial"))
+    first = np.eye(len(rows.labels), dtype=bool)[rows.stated.argmax(axis=1)] & rows.stated
+    plain = rows._replace(stated=first, texts=None)
+    cut = len(table) * 2 // 3
+    train, later = plain.pick(np.arange(cut)), plain.pick(np.arange(cut, len(table))).explained()
+    model = fit_reasons(common(train.explained()), FEW, approved=train.values[train.denied == 0])
+    assert len(model.boosters) == 1 and model.joint.exclusive
+    bundle = write_bundle(tmp_path / "b", train, fit_risk(train, FEW), model, policy(0.3, 0.5), {"name": "one"})
+    assert [path.name for path in sorted((bundle / "reasons").iterdir())] == ["together.onnx", "together.ubj"]
+    scorer, later = load_scorer(bundle), later.relabelled(model.joint.labels)
+    p = np.array([scorer.stated({}, values) for values in later.values.tolist()])
+    np.testing.assert_allclose(p, model.probabilities(later), atol=1e-5)
+    assert reason_figures(later.stated, p, model.joint.chosen(p))["accuracy"] > 0.8
 
 
 def test_the_rule_is_tuned_for_rare_reasons_and_silence_is_an_answer():

@@ -372,8 +372,31 @@ class _Tables(_Loaded):
         "Decides on a table; raises FinureError that names what breaks the contract."
         return _decide_frame(self, frame)
 
+# %% ../../notebooks/credit/35_decide.ipynb #dbce6697
+class _Beside(_Tables):
+    "Says what it would have decided where another model did."
+
+    def beside(
+        self,
+        other: "CreditScorer",
+    ) -> Beside:
+        "What says, of anything that another model decided on, what this one would have decided."
+        read = self.features.online
+        if set(self.features.used) <= set(other.features.used):
+            return lambda application, trace: self.judged(trace["features"])
+        return lambda application, trace: self.judged(read(application))
+
+    def judged(
+        self,
+        values: Sequence[float],  # one per feature
+    ) -> dict:
+        "An answer without reasons."
+        pd = self.risk(values)
+        told = {"pd": pd, "score": self.scale.shown(pd), "grade": self.bands.grade(pd)}
+        return told | {"decision": self.bands.decision(pd)}
+
 # %% ../../notebooks/credit/35_decide.ipynb #533985bc
-class CreditScorer(_Tables):
+class CreditScorer(_Beside):
     "Decides on applications for credit with the model of one bundle."
 
     def decide(
@@ -417,25 +440,6 @@ class CreditScorer(_Tables):
             for *answer, reasons in columns
         )
         return [Decided(answer, {"features": row}) for answer, row in zip(answers, rows, strict=True)]
-
-    def beside(
-        self,
-        other: "CreditScorer",
-    ) -> Beside:
-        "What says, of anything that another model decided on, what this one would have decided."
-        read = self.features.online
-        if set(self.features.used) <= set(other.features.used):
-            return lambda application, trace: self.judged(trace["features"])
-        return lambda application, trace: self.judged(read(application))
-
-    def judged(
-        self,
-        values: Sequence[float],  # one per feature
-    ) -> dict:
-        "An answer without reasons."
-        pd = self.risk(values)
-        told = {"pd": pd, "score": self.scale.shown(pd), "grade": self.bands.grade(pd)}
-        return told | {"decision": self.bands.decision(pd)}
 
     def routes(
         self,

@@ -103,6 +103,7 @@ TYPST = """
 #set par(leading: 0.55em, spacing: 0.75em)
 #set enum(indent: 0.5em, spacing: 0.5em, tight: false)
 #set terms(hanging-indent: 1.5em, spacing: 0.5em, tight: false, separator: [: ])
+#show regex("www\\.[a-z./]+[a-z]"): box // an address of the web is not broken
 #show heading: set block(above: 1.2em, below: 0.7em)
 #show terms: set block(above: 0.8em, below: 0.9em)
 #show enum: set block(above: 0.8em, below: 0.9em)
