@@ -38,7 +38,7 @@ REASON = {
     "reg_lambda": 8.0, "max_bin": 128,
 }  # fmt: skip
 TOGETHER = {
-    "rounds": 130, "max_depth": 5, "eta": 0.1, "min_child_weight": 5.0, "subsample": 0.8, "colsample_bytree": 0.5,
+    "rounds": 150, "max_depth": 5, "eta": 0.07, "min_child_weight": 5.0, "subsample": 1.0, "colsample_bytree": 0.5,
     "reg_lambda": 8.0, "max_bin": 128,
 }  # fmt: skip
 FOLDS = 3
