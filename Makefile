@@ -32,10 +32,10 @@ run: $(STAMP)  ## the credit pipeline: pull, validate, train, gate, register, pa
 test: $(STAMP)  ## everything that proves the project
 	@$(BIN)/ruff check notebooks tests finure bentos
 	@$(BIN)/ruff format --check notebooks tests
-	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 cover: $(STAMP)  ## which lines of finure the tests run; slower than `make test`
-	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 lab: $(STAMP)  ## JupyterLab on the notebooks; notebook jobs keep their state in runs/
 	@mkdir -p runs/jupyter
