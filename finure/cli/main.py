@@ -33,7 +33,7 @@ from ..core import FinureError, telemetry_off
 # %% ../../notebooks/90_cli/90_main.ipynb #01c56715
 app = typer.Typer(
     name="finure", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
-    help="From the research notebook to governed credit and fraud decisions.",
+    help="From the research notebook to governed decisions on credit, fraud and denials.",
 )  # fmt: skip
 for command, does in (
     ("run", run_job),
