@@ -179,7 +179,7 @@ def test_a_portfolio_of_ones_own_is_registered(checkout):
 
 
 def test_a_stopped_run_says_so_and_the_next_one_works(checkout, tmp_path):
-    home, command = tmp_path / "home", [".venv/bin/finure", "run", "credit/40_train", "-f", "params/loans.yaml"]
+    home, command = tmp_path / "home", [".venv/bin/finure", "run", "credit/40_train"]
     env = environment(checkout) | {"FINURE_HOME": str(home)}
     first = subprocess.Popen(command, cwd=checkout, env=env, stderr=subprocess.PIPE, text=True)
     for line in first.stderr:
