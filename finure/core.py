@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TELEMETRY_OFF', 'FinureError', 'GateError', 'find_root', 'root', 'Settings', 'run_folder', 'telemetry_off',
-           'atomic_path', 'write_atomic', 'read_yaml', 'sha256_file', 'generator']
+           'atomic_path', 'write_atomic', 'read_yaml', 'as_type', 'sha256_file', 'generator']
 
 # %% ../notebooks/00_core.ipynb #488cc36c
 import getpass
@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import yaml
 from pydantic import Field, ValidationError
@@ -207,6 +209,20 @@ def read_yaml(
     if not isinstance(content, dict):
         raise FinureError(f"{path}: expected a mapping of names to values at the top level.")
     return content
+
+# %% ../notebooks/00_core.ipynb #cac48cc4
+def as_type(
+    content: object,  # plain values, as from `read_yaml`
+    kind: type,  # a msgspec Struct, or a type made of such
+    place: str | Path,  # where the values stand, for the error
+    hint: str = "",  # what else to tell whoever made the mistake
+) -> Any:  # of the kind
+    "Plain values in the form of a type; raises FinureError that names the place, the field and the reason."
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        said = str(error).replace("$.", "")
+        raise FinureError(f"{place}: {said}. {hint}".rstrip()) from None
 
 # %% ../notebooks/00_core.ipynb #cd31d9ac
 def sha256_file(

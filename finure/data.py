@@ -19,7 +19,7 @@ import msgspec
 import pandas as pd
 
 from .contracts.files import read_table
-from .core import FinureError, Settings, atomic_path, find_root, read_yaml, sha256_file
+from .core import FinureError, Settings, as_type, atomic_path, find_root, read_yaml, sha256_file
 
 # %% ../notebooks/02_data.ipynb #36a95874
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,10 +41,7 @@ def catalog(
 ) -> dict[str, Entry]:  # by name
     "The data sets that finure knows; raises FinureError when the catalogue is not well formed."
     path = path or (find_root() or Path.cwd()) / "data" / "catalog.yaml"
-    try:
-        return msgspec.convert(read_yaml(path), dict[str, Entry])
-    except msgspec.ValidationError as error:
-        raise FinureError(f"{path.name}: {error}.") from None
+    return as_type(read_yaml(path), dict[str, Entry], path.name)
 
 # %% ../notebooks/02_data.ipynb #e28feed7
 def entry(

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['BADGES', 'INK', 'SOFT', 'BLUE', 'GOOD', 'BAD', 'GREY', 'AMBER', 'find_run', 'TrainedRun', 'registered_before',
-           'changes', 'p_words', 'caption', 'html_table', 'gate_table', 'cards', 'canvas', 'Picture', 'picture',
-           'csi_figure', 'bars_figure', 'reliability_figure']
+           'changes', 'p_words', 'caption', 'interval_texts', 'html_table', 'gate_table', 'cards', 'canvas', 'Picture',
+           'picture', 'csi_figure', 'bars_figure', 'reliability_figure']
 
 # %% ../notebooks/24_report.ipynb #9decb1f9
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import BytesIO
@@ -127,6 +127,16 @@ def caption(
 ) -> str:
     "The line under a figure or a table."
     return f'<p class="sub">{escape(source)}</p>'
+
+# %% ../notebooks/24_report.ipynb #25fcb1a8
+def interval_texts(
+    low: Iterable[float],  # NaN: there is no interval
+    high: Iterable[float],
+    form: str = ".1%",
+) -> list[str]:
+    "Intervals as people read them."
+    ends = zip(low, high, strict=True)
+    return [f"{a:{form}} to {b:{form}}" if a == a and b == b else "" for a, b in ends]
 
 # %% ../notebooks/24_report.ipynb #3a36d03c
 def html_table(

@@ -1,6 +1,7 @@
 """Watching a model on the simulated bank: what is planted is found, what is not is not; outcomes, groups, retraining"""
 
 import json
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def trained(home) -> Path:
     folder = home / "credit" / "train" / "20230701T000000Z-aaaa"
     (folder / "models").mkdir(parents=True)
     scorer = explained.scorer("scorecard")
-    explained.bundle("scorecard").rename(folder / "models" / "scorecard")
+    shutil.copytree(explained.bundle("scorecard"), folder / "models" / "scorecard")
     clean = check(loans(n=12_000, seed=77, drift=False).query("application_date < '2023-07-01'"), CONTRACT).clean
     values, bad = scorer.features.batch(clean), good_bad(clean, CONTRACT)
     later = (clean["application_date"] >= "2022-07-01").to_numpy()

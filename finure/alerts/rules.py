@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from ..core import FinureError, read_yaml
+from ..core import FinureError, as_type, read_yaml
 
 # %% ../../notebooks/23_alerts/00_rules.ipynb #2c40a4aa
 GRAVITY = ("note", "warning", "alarm")
@@ -118,12 +118,8 @@ def load_rules(
 ) -> Rules:
     "The sinks and rules; raises FinureError that names what is wrong with the file."
     name = Path(path).name
-    try:
-        found = msgspec.convert(read_yaml(path), Rules)
-    except msgspec.ValidationError as error:
-        raise FinureError(
-            f"{name}: {error}. Secrets go into an environment variable whose name is FINURE_..."
-        ) from None
+    hint = "Secrets go into an environment variable whose name is FINURE_..."
+    found = as_type(read_yaml(path), Rules, name, hint)
     for label, sink in found.sinks.items():
         if absent := [field for field in NEEDS[sink.kind] if not getattr(sink, field)]:
             raise FinureError(f"{name}: sinks: {label}: a {sink.kind} needs {', '.join(absent)}.")

@@ -44,7 +44,7 @@ def _when(
     "A moment in UTC."
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M}"
 
-
+# %% ../../notebooks/23_alerts/20_sinks.ipynb #22954c0a
 def message_of(
     alerts: list[Alert],
 ) -> tuple[str, str]:  # subject, text
@@ -64,7 +64,7 @@ def _variable(
         raise FinureError(f"{name} is not set, so there is nowhere to send to.")
     return value
 
-
+# %% ../../notebooks/23_alerts/20_sinks.ipynb #a067e32b
 def to_terminal(
     sink: Sink,
     alerts: list[Alert],
@@ -104,7 +104,7 @@ def to_mail(
             server.login(_variable(sink.user_env), _variable(sink.password_env))
         server.send_message(mail)
 
-
+# %% ../../notebooks/23_alerts/20_sinks.ipynb #ad6e4d43
 def _post(
     url: str,
     content: dict,

@@ -17,7 +17,7 @@ import pandas as pd
 
 from .sequential import Looks, looks, needed
 from .traffic import Traffic
-from ..core import FinureError, read_yaml, write_atomic
+from ..core import FinureError, as_type, read_yaml, write_atomic
 from ..run.compare import Comparison, Section
 from ..run.swap import Swap, figures_table, moved_rows, swap_table
 
@@ -47,10 +47,7 @@ def read_rules(
     content = read_yaml(path)
     base, own = (content.get(part) or {} for part in ("default", contract))
     guard = (base.get("guard") or {}) | (own.get("guard") or {})
-    try:
-        rules = msgspec.convert(base | own | {"guard": guard}, Rules)
-    except msgspec.ValidationError as error:
-        raise FinureError(f"{Path(path).name}: {contract}: {error}.") from None
+    rules = as_type(base | own | {"guard": guard}, Rules, f"{Path(path).name}: {contract}")
     low, high = rules.guard.approved
     if not (
         0 < rules.chance < 1 and rules.worth > 0 and 0 <= low < high <= 1 and rules.guard.least <= rules.guard.last

@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 from ..core import FinureError
 from ..macro import as_of, load_macro
+from ..metrics import log_odds
 
 # %% ../../notebooks/credit/46_stress.ipynb #2f44f62f
 LEAST_MONTHS = 12  # with fewer the relation is not estimated
@@ -41,14 +42,6 @@ class Relation(NamedTuple):
         return float(self.slope @ d), float(self.slope @ d - half), float(self.slope @ d + half)
 
 # %% ../../notebooks/credit/46_stress.ipynb #3b6e515c
-def _logit(
-    p: np.ndarray,
-) -> np.ndarray:
-    "Log-odds."
-    p = np.clip(p, 1e-6, 1 - 1e-6)
-    return np.log(p / (1 - p))
-
-
 def fit_relation(
     pds: np.ndarray,
     bad: np.ndarray,  # 1 is bad
@@ -66,7 +59,7 @@ def fit_relation(
     if flat:
         raise FinureError(f"{', '.join(flat)} did not move in these months.")
     centre, spread = economy.mean().to_numpy(), economy.std().to_numpy()
-    x = np.column_stack([np.ones(len(bad)), _logit(pds), (economy.to_numpy() - centre) / spread])
+    x = np.column_stack([np.ones(len(bad)), log_odds(pds), (economy.to_numpy() - centre) / spread])
     fit = LogisticRegression(C=np.inf, fit_intercept=False, max_iter=1000, tol=1e-8).fit(x, bad)
     covariance = _clustered(x, bad, 1 / (1 + np.exp(-x @ fit.coef_[0])), groups)
     scaled = covariance[2:, 2:] / np.outer(spread, spread)
@@ -97,7 +90,7 @@ def scenario_table(
     "The expected bad rate and loss of every scenario."
     rows = [("as it is", pds.mean(), "", loss_bad * pds.mean(), "")]
     for name, move in stress.items():
-        rates = [(1 / (1 + np.exp(-_logit(pds) - add))).mean() for add in relation.shift(move)]
+        rates = [(1 / (1 + np.exp(-log_odds(pds) - add))).mean() for add in relation.shift(move)]
         said = [f"{low:.1%} to {high:.1%}" for low, high in (rates[1:], [loss_bad * rate for rate in rates[1:]])]
         rows.append((name, rates[0], said[0], loss_bad * rates[0], said[1]))
     return pd.DataFrame(rows, columns=["scenario", "expected bad rate", "95 % interval of it", "expected loss",

@@ -18,7 +18,7 @@ import pandas as pd
 from ..core import generator
 from .decide import CreditScorer, load_scorer
 from ..metrics import grade_table, vintage_table, wilson
-from ..report import TrainedRun
+from ..report import TrainedRun, interval_texts
 from ..run.records import read_record
 from ..tables import feature_frame
 
@@ -64,11 +64,10 @@ def by_group(
     "Applications, scores, PD, bad rate with its interval and profit of each group."
     parts = table.groupby(group, observed=True)
     n, bad = parts.size(), parts["bad"].sum()
-    low, high = wilson(bad, n)
     found = {
         "applications": n, "share": n / len(table), "scores": parts["score"].min().astype(str) + " to "
         + parts["score"].max().astype(str), "mean PD": parts["pd"].mean(), "bad rate": bad / n,
-        "95 % interval": [f"{a:.1%} to {b:.1%}" for a, b in zip(low, high, strict=True)],
+        "95 % interval": interval_texts(*wilson(bad, n)),
         "profit if approved": parts["profit"].mean(),
     }  # fmt: skip
     mix = pd.crosstab(table[group] if isinstance(group, str) else group, table["decision"], normalize="index")

@@ -20,7 +20,7 @@ from .categories import TWELVE, catalogue
 from .decide import DenialScorer, load_scorer
 from ..explain.trees import load_contributions
 from ..metrics import wilson
-from ..report import TrainedRun
+from ..report import TrainedRun, interval_texts
 from ..run.records import read_record
 from ..tables import feature_frame
 
@@ -54,10 +54,9 @@ def decisions(
     trained: Trained,
 ) -> pd.DataFrame:  # probability, bad, score, decision; one row per test application
     "What the model and its limits say of every test row."
-    limits, rows = trained.scorer.policy, trained.part("test")
+    rows = trained.part("test")
     table = rows[["probability", "bad"]].assign(score=100 * rows["probability"])
-    said = np.where(table["probability"] > limits["decline_above"], "decline", "refer")
-    return table.assign(decision=np.where(table["probability"] <= limits["approve_up_to"], "approve", said))
+    return table.assign(decision=table["probability"].map(trained.scorer.decision))
 
 # %% ../../notebooks/denial/44_tables.ipynb #5c7f68e1
 def by_group(
@@ -68,10 +67,9 @@ def by_group(
     "Applications, mean probability and share denied with its interval, by group."
     parts = table.groupby(group, observed=True)
     n, denied = parts.size(), parts["bad"].sum()
-    low, high = wilson(denied, n)
     return pd.DataFrame({
         "applications": n, "share": n / len(table), "mean probability": parts["probability"].mean(),
-        "denied": denied / n, "95 % interval": [f"{a:.1%} to {b:.1%}" for a, b in zip(low, high, strict=True)],
+        "denied": denied / n, "95 % interval": interval_texts(*wilson(denied, n)),
     }).rename_axis(name).reset_index()  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .reasons import PrincipalReasons
+from ..metrics import log_odds
 
 # %% ../../notebooks/11_explain/60_fidelity.ipynb #7568fd7f
 def replaced(
@@ -82,21 +83,13 @@ def one_at_a_time(
     reference: np.ndarray,
 ) -> np.ndarray:  # (rows, used features): above 0: toward denial
     "How far each feature pushed toward denial, by replacing it alone."
-    own, pushes = _log_odds(risk(values)), np.zeros((len(values), len(used)))
+    own, pushes = log_odds(risk(values)), np.zeros((len(values), len(used)))
     for i, at in enumerate(used):
         which = np.zeros(values.shape, bool)
         which[:, at] = True
         made = replaced(values, which, reference).reshape(-1, values.shape[1])
-        pushes[:, i] = own - _log_odds(risk(made)).reshape(len(values), -1).mean(axis=1)
+        pushes[:, i] = own - log_odds(risk(made)).reshape(len(values), -1).mean(axis=1)
     return pushes
-
-
-def _log_odds(
-    risk: np.ndarray,
-) -> np.ndarray:
-    "The log-odds of risks."
-    risk = np.clip(risk, 1e-9, 1 - 1e-9)
-    return np.log(risk / (1 - risk))
 
 # %% ../../notebooks/11_explain/60_fidelity.ipynb #7ac1666b
 MOST_DECLINED, MOST_REFERENCE = 150, 40

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from ..contracts.contract import Column, Contract, Feature
-from ..core import FinureError, read_yaml, write_atomic
+from ..core import FinureError, as_type, read_yaml, write_atomic
 from ..features import FeatureSet
 
 if TYPE_CHECKING:
@@ -160,10 +160,7 @@ def read_products(
     found = []
     for plain in read_yaml(path).get(contract.contract) or []:
         place = f"{path.name}: {contract.contract}: {plain.get('id', '?') if isinstance(plain, dict) else plain}"
-        try:
-            found.append(msgspec.convert(plain, Product))
-        except msgspec.ValidationError as error:
-            raise FinureError(f"{place}: {error}.") from None
+        found.append(as_type(plain, Product, place))
         for name, bounds in found[-1].columns.items():
             _check_range(f"{place}: {name}", contract.columns.get(name), bounds)
     return found

@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 import pandas as pd
 
-from ..core import FinureError, read_yaml
+from ..core import FinureError, as_type, read_yaml
 
 # %% ../../notebooks/12_fairness/00_profile.ipynb #5c77922d
 class Attribute(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -151,10 +151,7 @@ def load_portfolio(
     contract: str,  # its name
 ) -> tuple[Profile, Portfolio] | None:  # None: the file names no protected group of this contract
     "The profile and the attributes of a contract; raises FinureError that names what is wrong with the file."
-    try:
-        content = msgspec.convert(read_yaml(path), _File)
-    except msgspec.ValidationError as error:
-        raise FinureError(f"{Path(path).name}: {error}.") from None
+    content = as_type(read_yaml(path), _File, Path(path).name)
     for name, portfolio in content.portfolios.items():
         if portfolio.profile not in content.profiles:
             known = ", ".join(content.profiles)

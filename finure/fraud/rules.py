@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from ..core import FinureError, Settings, read_yaml, sha256_file, write_atomic
+from ..core import FinureError, Settings, as_type, read_yaml, sha256_file, write_atomic
 from .features import DAY
 from .online import Transaction
 
@@ -70,18 +70,6 @@ class RuleFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     rules: list[dict]
     lists: dict[str, str] = {}
     suppressions: list[dict] = []
-
-
-def _read(
-    content: object,
-    kind: type,  # Rule, Suppression or RuleFile
-    where: str,  # for the error
-) -> Any:  # of the kind
-    "A part of the file; raises FinureError that names the field."
-    try:
-        return msgspec.convert(content, kind)
-    except msgspec.ValidationError as error:
-        raise FinureError(f"{where}: {str(error).replace('$.', '')}.") from None
 
 # %% ../../notebooks/fraud/26_rules.ipynb #bf7e6db5
 class Condition(NamedTuple):
@@ -303,7 +291,7 @@ def _rule(
 ) -> tuple[Rule, list[Condition]]:
     "One checked rule and its conditions."
     where = f"{where}, rule `{content.get('id', '?')}`"
-    rule = _read(content, Rule, where)
+    rule = as_type(content, Rule, where)
     _days(rule, where)
     texts = (rule.when,) if isinstance(rule.when, str) else rule.when
     if not texts:
@@ -331,7 +319,7 @@ def _suppression(
 ) -> Suppression:
     "One checked suppression."
     where = f"{where}, suppression {number} of `{content.get('rule', '?')}`"
-    suppression = _read(content, Suppression, where)
+    suppression = as_type(content, Suppression, where)
     _days(suppression, where)
     if suppression.rule not in rules:
         raise FinureError(f"{where}: there is no such rule; remove the suppression or correct `rule`.")
@@ -355,7 +343,7 @@ def read_rules(
 ) -> RuleSet:
     "Reads and checks a file of rules; raises FinureError that names the rule and the field."
     path = Path(path)
-    file = _read(read_yaml(path), RuleFile, path.name)
+    file = as_type(read_yaml(path), RuleFile, path.name)
     rules = [_rule(content, path.name, names, tuple(file.lists)) for content in file.rules]
     ids = [rule.id for rule, _ in rules]
     if double := [rule for rule in ids if ids.count(rule) > 1]:

@@ -14,7 +14,7 @@ HOMES = {
     "rank": ["auc", "average_precision", "check_numbers", "check_scores", "equal_groups", "gini", "ks", "lift_table"],
     "calibration": [
         *("ChiSquare", "binomial_test", "brier", "ece", "grade_table"),
-        *("hosmer_lemeshow", "jeffreys", "vintage_table", "wilson"),
+        *("hosmer_lemeshow", "jeffreys", "log_odds", "vintage_table", "wilson"),
     ],
     "confidence": ["METRICS", "Interval", "bootstrap_ci", "evaluate", "paired"],
     "stability": ["PSI_VERDICTS", "Bins", "PsiTest", "csi", "information_value", "psi", "psi_test", "psi_verdict"],

@@ -26,7 +26,7 @@ from .outcomes import outcomes_in, outcomes_in_log, protected_rows, read_outcome
 from .reference import Reference, bundle_in, read_reference, run_in_charge
 from .rules import SIGNALS, Rules, load_rules
 from .watch import Watched, facts_of, summary_of, watch, write_watched
-from ..report import AMBER, BAD, BLUE, GOOD, GREY, Picture, canvas, html_table, picture
+from ..report import AMBER, BAD, BLUE, GOOD, GREY, Picture, canvas, html_table, interval_texts, picture
 
 # %% ../../notebooks/22_monitor/80_job.ipynb #0d8e6fd0
 class Asked(NamedTuple):
@@ -163,7 +163,7 @@ def finding_table(
     names = ["severity", "period", "what", "since", "periods in a row", "rows", "what to do"]
     return html_table(pd.DataFrame(rows, columns=names), {"rows": ",", "periods in a row": "d"})
 
-
+# %% ../../notebooks/22_monitor/80_job.ipynb #3e3a2cd3
 def conclusion(
     job: Job,
 ) -> str:  # Markdown
@@ -233,15 +233,11 @@ def vintage_table(
     "Every vintage: maturity, bads against estimates, ranking."
     table = job.watched.vintages
     state = np.where(~table["mature"], "not mature", np.where(table["enough"], "judged", "too few outcomes"))
-    interval = lambda form, *ends: [
-        f"{low:{form}} to {high:{form}}" if low == low else ""
-        for low, high in zip(*(table[e] for e in ends), strict=True)
-    ]
     columns = {
         job.rules.period: table["period"], "decisions": table["decisions"], "outcomes": table["outcomes"],
         "state": state, "estimated": table["expected"], "bad rate": table["rate"],
-        "interval": interval(".1%", "low", "high"), "AUC": table["auc"],
-        "AUC interval": interval(".3f", "auc_low", "auc_high"),
+        "interval": interval_texts(table["low"], table["high"]), "AUC": table["auc"],
+        "AUC interval": interval_texts(table["auc_low"], table["auc_high"], ".3f"),
     }  # fmt: skip
     forms = {"decisions": ",", "outcomes": ",", "estimated": ".1%", "bad rate": ".1%", "AUC": ".3f"}
     days = f"A vintage is mature {job.rules.matures_after_days} days after its last decision"
@@ -280,16 +276,11 @@ def group_table(
         "group": new["group"], "against": new["reference"], "decisions": new["rows"], "approved": new["approved"],
         "adverse impact ratio": new["air"], "in training": new["before"], "p-value of a fall": new["p_value"],
     }  # fmt: skip
-    forms = {
-        "decisions": ",",
-        "approved": ".1%",
-        "adverse impact ratio": ".3f",
-        "in training": ".3f",
-        "p-value of a fall": ".2g",
-    }
+    forms = {"decisions": ",", "approved": ".1%", "p-value of a fall": ".2g"}
+    forms |= dict.fromkeys(("adverse impact ratio", "in training"), ".3f")
     return html_table(pd.DataFrame(columns), forms, "Limits and laws: params/fairness.yaml. Not legal advice.")
 
-
+# %% ../../notebooks/22_monitor/80_job.ipynb #6e935766
 def reject_table(
     job: Job,
 ) -> str:  # HTML

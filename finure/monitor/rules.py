@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from ..core import FinureError, read_yaml
+from ..core import FinureError, as_type, read_yaml
 
 # %% ../../notebooks/22_monitor/00_rules.ipynb #2b7c826c
 SIGNALS = {
@@ -71,10 +71,7 @@ def load_rules(
     "The rules of a portfolio; raises FinureError that names what is wrong with the file."
     content, name = read_yaml(path), Path(path).name
     merged = _merged(content.get("default") or {}, content.get(contract) or {})
-    try:
-        rules = msgspec.convert(merged, Rules)
-    except msgspec.ValidationError as error:
-        raise FinureError(f"{name}: {contract}: {error}.") from None
+    rules = as_type(merged, Rules, f"{name}: {contract}")
     if unknown := [signal for signal in {**rules.limits, **rules.retrain.signals} if signal not in SIGNALS]:
         raise FinureError(f"{name}: there is no signal {', '.join(unknown)}. Signals: {', '.join(SIGNALS)}.")
     if absent := [signal for signal in SIGNALS if signal not in rules.limits]:

@@ -21,7 +21,7 @@ from ..audit.log import Store, now
 from ..audit.trail import Decision, faults, find_bundle, found_record, read_decision
 from ..audit.writer import Entry
 from ..bundle import load_scorer
-from ..core import FinureError, read_yaml
+from ..core import FinureError, as_type, read_yaml
 from .facts import Case, Notice, Stated, notice_of, possible_reasons
 from .lint import Finding, lint, must_pass
 from .render import FORMS, read_notice
@@ -32,10 +32,7 @@ def read_case(
     path: Path,  # YAML
 ) -> Case:
     "What the decision log does not hold, from a file; raises FinureError that names the field that is not right."
-    try:
-        return msgspec.convert(read_yaml(path), Case)
-    except msgspec.ValidationError as error:
-        raise FinureError(f"{path}: {error}.") from None
+    return as_type(read_yaml(path), Case, path)
 
 # %% ../../notebooks/13_notices/60_issue.ipynb #1111e627
 def facts_of(

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from ..core import FinureError, Settings, find_root, read_yaml
+from ..core import FinureError, Settings, as_type, find_root, read_yaml
 from .law import agency_block
 
 # %% ../../notebooks/13_notices/10_settings.ipynb #0ca6ffe3
@@ -85,10 +85,7 @@ def read_creditor(
     if unset := list(_unset(content)):
         more = f" (and {len(unset) - 1} more: {', '.join(unset[1:])})" if unset[1:] else ""
         raise FinureError(f"{path}: `{unset[0]}` is not set{more}. No notice is made before it is.")
-    try:
-        told = msgspec.convert(content, Creditor)
-    except msgspec.ValidationError as error:
-        raise FinureError(f"{path}: {error}.") from None
+    told = as_type(content, Creditor, path)
     if found := list(_faults(told)):
         raise FinureError(f"{path}: {found[0]}.")
     return told

@@ -16,7 +16,7 @@ from typing import Annotated
 import msgspec
 import yaml
 
-from ..core import FinureError, read_yaml
+from ..core import FinureError, as_type, read_yaml
 
 # %% ../../notebooks/21_run/70_schedule.ipynb #0650fb13
 FIELDS = {"minute": (0, 59), "hour": (0, 23), "day": (1, 31), "month": (1, 12), "weekday": (0, 7)}
@@ -68,10 +68,7 @@ def read_schedule(
     commands: list[str],  # of finure
 ) -> Schedule:
     "Reads a schedule; raises FinureError that names the entry."
-    try:
-        schedule = msgspec.convert(read_yaml(path), Schedule)
-    except msgspec.ValidationError as error:
-        raise FinureError(f"{path.name}: {error}.") from None
+    schedule = as_type(read_yaml(path), Schedule, path.name)
     for name, job in schedule.jobs.items():
         try:
             cron_fields(job.at)
