@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test cover lab sync lock bench bench-fraud bench-serve bench-monitor monitor-ui prove-image prove-airflow clean
+.PHONY: help install run story test cover lab sync lock bench bench-fraud bench-serve bench-shadow bench-monitor monitor-ui prove-image prove-airflow clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z%-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ $(STAMP): requirements.lock pyproject.toml
 
 run: $(STAMP)  ## the credit pipeline: pull, validate, train, gate, register, pack, serve, ask, report
 	@$(BIN)/finure pipeline credit
+
+story: $(STAMP)  ## the life of a model, done in a house of its own: from the first training to the auditor; some minutes
+	@$(BIN)/finure run credit/70_story -f params/story.yaml
 
 test: $(STAMP)  ## everything that proves the project
 	@$(BIN)/ruff check notebooks tests finure bentos
@@ -81,6 +84,9 @@ bench-fraud: $(STAMP)  ## fraud features: batch beside pandas, events a second, 
 
 bench-serve: $(STAMP)  ## the service beside its rivals: req/s, latency, memory (wrk; ARGS="--quick")
 	@$(BIN)/python tests/bench_serve.py $(ARGS)
+
+bench-shadow: $(STAMP)  ## what a challenger in shadow costs: latency at a constant rate, processor time
+	@$(BIN)/python tests/bench_shadow.py $(ARGS)
 
 bench-monitor: $(STAMP)  ## a million decisions monitored: seconds and memory
 	@$(BIN)/python tests/bench_monitor.py

@@ -5,6 +5,7 @@ import pytest
 LONGEST = (
     "test_readme.py",
     "test_real_data.py",
+    "test_story.py",
     "test_notebooks.py",
     "test_fraud_train.py",
     "test_serve_live.py",

@@ -65,11 +65,15 @@ def retrain(
     parameter: Override = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what the rules say.")] = False,
     if_worth_it: Annotated[bool, typer.Option("--if-worth-it", help="Estimate the gain on a slice first.")] = False,
+    rules: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Default: params/monitor.yaml.")
+    ] = None,
 ) -> None:
-    "Trains again if the newest monitoring run and params/monitor.yaml say so."
+    "Trains again if the newest monitoring run and the rules say so."
     from finure.monitor.retrain import advise
 
-    advice = advise(product, Settings().home_dir(), root() / "params" / "monitor.yaml", if_worth_it)
+    rules_file = rules or root() / "params" / "monitor.yaml"
+    advice = advise(product, Settings().home_dir(), rules_file, if_worth_it)
     marks = {True: "[green]yes[/]", False: "[yellow]no[/]"}
     table(["condition", "met", ""], [[check.name, marks[check.met], check.text] for check in advice.checks])
     if not advice.train:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TAG', 'read_lock', 'serving_requirements', 'bento_environment', 'bento_home', 'bento_folder', 'pack', 'lay_out',
-           'run_bentoml', 'tail', 'free_port', 'serve_command', 'serve_packed', 'serve_here']
+           'run_bentoml', 'tail', 'free_port', 'serve_command', 'running', 'serve_packed', 'serve_here']
 
 # %% ../../notebooks/30_serve/40_pack.ipynb #42c75de1
 import json
@@ -19,7 +19,7 @@ import tempfile
 import time
 import tomllib
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -188,6 +188,25 @@ def serve_command(
 
 # %% ../../notebooks/30_serve/40_pack.ipynb #1a039025
 @contextmanager
+def running(
+    command: Sequence[str],  # what starts the service
+    cwd: Path,
+    environment: Mapping[str, str],
+    port: int,
+    seconds: float = 60,  # how long to wait until it is ready
+) -> Iterator[str]:  # the service's address
+    "A service on this machine, from its first answer to its end."
+    with tempfile.TemporaryFile() as log:
+        streams = {"stdout": log, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, cwd=cwd, env=environment, start_new_session=True, **streams)
+        try:
+            _wait_ready(f"http://127.0.0.1:{port}/readyz", process, log, seconds)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            _stop(process)
+
+
+@contextmanager
 def serve_packed(
     tag: str,  # name:version, as `pack` returned it
     port: int = 0,  # 0: a free one
@@ -197,17 +216,9 @@ def serve_packed(
     "A running service of a packed bento."
     if not (bento_folder(tag) / "bento.yaml").is_file():
         raise FinureError(f"There is no bento {tag} in {bento_home()}; pack it first.")
-    port, code = free_port(port), bento_folder(tag) / "src"
-    command = serve_command(tag, "127.0.0.1", port)
-    with tempfile.TemporaryFile() as log:
-        streams = {"stdout": log, "stderr": subprocess.STDOUT}
-        told = bento_environment() | (environment or {})
-        process = subprocess.Popen(command, cwd=code, env=told, start_new_session=True, **streams)
-        try:
-            _wait_ready(f"http://127.0.0.1:{port}/readyz", process, log, seconds)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            _stop(process)
+    port, told = free_port(port), bento_environment() | (environment or {})
+    with running(serve_command(tag, "127.0.0.1", port), bento_folder(tag) / "src", told, port, seconds) as address:
+        yield address
 
 # %% ../../notebooks/30_serve/40_pack.ipynb #ac6c63a1
 def serve_here(

@@ -27,6 +27,7 @@ class Bank:
     start: str = "2021-01"  # first month of applications
     months: int = 36  # months of applications
     drift: bool = True  # after the drift date the applicants and their risk are different
+    drift_month: int | None = None  # months before the drift; None: five sixths of them
     drift_size: float = 1.0  # 1: as in `MIX_DRIFT` and `RISK_DRIFT`; 2: twice as much
     proxy: bool = True  # the area index carries the protected group and costs points
     leak: bool = True  # a column known only later gives the outcome away
@@ -46,7 +47,9 @@ class Bank:
     @property
     def drift_date(self) -> pd.Timestamp:
         "The first day of the planted change."
-        return self.first_day + pd.DateOffset(months=self.months * 5 // 6)
+        return self.first_day + pd.DateOffset(
+            months=self.months * 5 // 6 if self.drift_month is None else self.drift_month
+        )
 
 # %% ../../notebooks/03_simulate/00_world.ipynb #9eb730c5
 MIX_DRIFT = {
