@@ -149,7 +149,7 @@ def register(
     if mlflow.models.get_model_info(logged.model_uri).signature != wanted:
         raise FinureError(f"{name}: the stored signature is not the contract's. Nothing was registered.")
     version = _new_version(store, name, logged.model_uri, run.info.run_id, tags)
-    facts = {"run": run.info.run_id, "bundle": tags["bundle"], "figures": metrics}
+    facts = {"run": run.info.run_id, "bundle": tags["bundle"], "figures": {n: float(v) for n, v in metrics.items()}}
     why = f"passed its gate in run {tags.get('run', 'unknown')}"
     move(name, lambda aliases, lines: {"challenger": version}, REGISTERED, settings.who(), why, facts, settings)
     return {"name": name, "version": version, "run_id": run.info.run_id}
@@ -259,22 +259,37 @@ def anchors(
     return [head for text in kept if text for head in read_anchors(text)]
 
 # %% ../notebooks/20_registry.ipynb #8730f050
+def _rows(
+    store: "MlflowClient",
+    name: str | None,
+) -> list[dict]:  # newest first, without metrics
+    "The registered versions, by the registry alone."
+    found = store.search_model_versions(f"name = '{name}'" if name else "", max_results=1000)
+    aliases = {m.name: m.aliases for m in store.search_registered_models(max_results=1000)}
+    rows = []
+    for v in sorted(found, key=lambda v: (v.creation_timestamp, int(v.version)), reverse=True):
+        held = sorted(a for a, number in aliases[v.name].items() if str(number) == str(v.version))
+        created = moment(v.creation_timestamp // 1000 * 1_000_000)[:19]
+        rows.append({"name": v.name, "version": str(v.version), "aliases": held, "created": created,
+                     "run_id": v.run_id, "tags": v.tags})  # fmt: skip
+    return rows
+
+
+def _with_metrics(
+    store: "MlflowClient",
+    row: dict,
+) -> dict:
+    "A version with the figures of its run."
+    return row | {"metrics": store.get_run(row["run_id"]).data.metrics}
+
+
 def versions(
     name: str | None = None,  # default: every registered model
     settings: Settings | None = None,
 ) -> list[dict]:  # newest first: name, version, aliases, created, run_id, tags, metrics
     "The registered versions."
     store = client(settings)
-    found = store.search_model_versions(f"name = '{name}'" if name else "", max_results=1000)
-    aliases = {m.name: m.aliases for m in store.search_registered_models(max_results=1000)}
-    rows = []
-    for v in sorted(found, key=lambda v: (v.creation_timestamp, int(v.version)), reverse=True):
-        held = sorted(a for a, number in aliases[v.name].items() if str(number) == str(v.version))
-        metrics = store.get_run(v.run_id).data.metrics
-        created = moment(v.creation_timestamp // 1000 * 1_000_000)[:19]
-        rows.append({"name": v.name, "version": str(v.version), "aliases": held, "created": created,
-                     "run_id": v.run_id, "tags": v.tags, "metrics": metrics})  # fmt: skip
-    return rows
+    return [_with_metrics(store, row) for row in _rows(store, name)]
 
 # %% ../notebooks/20_registry.ipynb #ef5b914f
 def find(
@@ -283,10 +298,11 @@ def find(
     settings: Settings | None = None,
 ) -> dict:  # as in `versions`
     "One registered version; raises FinureError that lists what there is."
-    there = versions(name, settings)
+    store = client(settings)
+    there = _rows(store, name)
     for row in there:
         if which in row["aliases"] or which == row["version"]:
-            return row
+            return _with_metrics(store, row)
     known = ", ".join(f"{r['version']} ({', '.join(r['aliases'])})" if r["aliases"] else r["version"] for r in there)
     raise FinureError(f"There is no model {name}@{which}. Registered versions: {known or 'none; train one first'}.")
 

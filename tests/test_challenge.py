@@ -1,6 +1,9 @@
 """Champion and challenger: a verdict that may be asked for every day, the fair comparison, the guard"""
 
 import json
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +19,7 @@ from finure.audit.writer import DecisionLog, Entry
 from finure.bundle import Decided
 from finure.challenge import guard as guard_module
 from finure.challenge import refit as refit_module
-from finure.challenge.guard import guard_champion, last_decisions
+from finure.challenge.guard import guard_champion, last_decisions, last_in_the_shadow
 from finure.challenge.refit import DATA, MODEL, refit, refit_champion
 from finure.challenge.sequential import looks, needed
 from finure.challenge.traffic import read_traffic
@@ -151,10 +154,14 @@ def test_new_data_is_not_mistaken_for_a_better_model():
 
 def test_the_champion_is_trained_with_its_own_parameters_on_the_challengers_rows(tmp_path, monkeypatch):
     asked, folder, job = [], tmp_path / "run", "credit/40_train"
-    parameters = {"champion": ("scorecard", "2023-01-01"), "challenger": ("boosting", "2024-01-01")}
+    names = ("candidate", "reject_inference", "rejected", "macro", "data", "test_to")
+    parameters = {  # a record has no paths of the machine
+        "champion": ("scorecard", "fuzzy", "$FINURE_HOME/declined.csv", "old", "$FINURE_HOME/old.csv", "2023-01-01"),
+        "challenger": ("boosting", "none", "", "new", "$FINURE_HOME/new.csv", "2024-01-01"),
+    }
     runs = {
-        alias: ({"job": job, "parameters": {"candidate": kind, "test_to": until}}, folder)
-        for alias, (kind, until) in parameters.items()
+        alias: ({"job": job, "parameters": dict(zip(names, values, strict=True))}, folder)
+        for alias, values in parameters.items()
     }
     monkeypatch.setattr(refit_module, "find_one", lambda which, home: runs[which.partition("@")[2]])
 
@@ -167,7 +174,11 @@ def test_the_champion_is_trained_with_its_own_parameters_on_the_challengers_rows
     monkeypatch.setattr(refit_module, "model_of", lambda record, folder: next(models))
     monkeypatch.setattr(refit_module, "tested_rows", lambda folder: rows())
     page, found = refit("credit", Settings(home=tmp_path))
-    assert asked == [(job, {"candidate": "scorecard", "test_to": "2024-01-01", "register": False})]
+    ((asked_job, given),) = asked
+    assert asked_job == job and given == {
+        "candidate": "scorecard", "reject_inference": "fuzzy", "rejected": f"{tmp_path}/declined.csv", "macro": "new",
+        "data": f"{tmp_path}/new.csv", "test_to": "2024-01-01", "register": False,
+    }  # fmt: skip
     assert found.better and page.sections[0].words == found.words
 
 
@@ -210,6 +221,67 @@ def test_the_guard_rolls_back_what_left_its_bounds(promoted, monkeypatch):
     move(promoted, ROLLED_BACK, ("2", "1"))
     found = guard_champion("credit", file, settings=promoted)
     assert not found.broken and len(done) == 1 and "no champion that came by a promotion" in found.text
+
+
+@contextmanager
+def telling(page: str, key: str):
+    "A service that tells its metrics to who has the key: its address."
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self):
+            right = (self.path, self.headers["authorization"]) == ("/metrics", f"Bearer {key}")
+            self.send_response(200 if right else 401)
+            self.end_headers()
+            self.wfile.write(page.encode() if right else b"")
+
+        def log_message(self, *told):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def test_the_guard_rolls_back_a_champion_that_fails(promoted, monkeypatch, tmp_path):
+    done, file = [], tmp_path / "challenge.yaml"
+    file.write_text("default: {guard: {most_errors: 0.1}}")  # any share of approvals is right
+    monkeypatch.setattr("finure.promote.rollback", lambda *told: done.append(told) or SimpleNamespace(seq=2))
+    monkeypatch.setenv("FINURE_HOME", str(promoted.home_dir()))
+    monkeypatch.setenv("GUARDS_KEY", "fk_1")
+    app = served(tmp_path / "services", 0)
+    app.metrics.decides({"model": "finure-credit:1"})
+    for _ in range(200):  # of the champion before
+        app.told(PREDICT, 500, 0.001, {}, b"-")
+    app.metrics.decides({"model": "finure-credit:2"})
+    for i in range(300):
+        app.told(PREDICT, 500 if i % 8 == 0 else 200, 0.001, {}, b"-")
+    app.log.close()
+    ask = ["challenge", "guard", "credit", "--rules", str(file)]
+    assert CliRunner().invoke(cli, ask).exit_code == 0 and not done
+    with telling(app.metrics.text(), "fk_1") as url:
+        refused = CliRunner().invoke(cli, [*ask, "--service", url])
+        found = CliRunner().invoke(cli, [*ask, "--service", url, "--key-env", "GUARDS_KEY"])
+    assert isinstance(refused.exception, FinureError) and "401" in str(refused.exception)
+    assert found.exit_code == 2 and "12.7% of 300 requests failed: at most 10.0% may fail" in found.output, found.output
+    assert done[0][3]["guard"] == pytest.approx({"errors": 38 / 300, "requests": 300, "approved": 0.2, "decisions": 300,
+                                                 "approved_before": 0.7})  # fmt: skip
+
+
+def test_the_guard_expects_what_the_champion_said_in_the_shadow(promoted):
+    "Its owners promoted it knowing that it approves less; only another share is a surprise."
+    log = DecisionLog(promoted.database())
+    for i in range(300):
+        beside = {"role": "challenger", "model": "finure-credit:2", "bundle": "c", "share": 0.0}
+        said = {"decision": "approve" if i < 60 else "decline", "pd": 0.2}
+        told = {"model": "finure-credit:1", "bundle": "b", "contract": "simulated_bank 1"}
+        told |= {"trace": {"beside": beside | {"answer": said}}, "answer": {"decision": "approve", "pd": 0.1}}
+        log.append(Entry("decision", f"s-{i}", 1500 + i, json.dumps(told).encode()))
+    log.close()
+    with open_store(promoted.database()) as store:
+        assert last_in_the_shadow(store, "finure-credit:2", 500)[:2] == (300, 60)
+    found = guard_champion("credit", root() / "params" / "challenge.yaml", act=False, settings=promoted)
+    assert not found.broken and "20.0% of the last 300 approved" in found.text
 
 
 def test_the_guard_reads_the_log_page_by_page(promoted, monkeypatch):

@@ -261,24 +261,16 @@ def test_the_log_its_export_and_the_file_say_the_same(log, home, monkeypatch):
 
 @pytest.fixture(scope="module")
 def job(home, drifting, trained):
-    "What the cells of credit/60_monitor leave, run as the door would run them."
-    folder = home / "credit" / "monitor" / "20241231T000000Z-bbbb"
-    folder.mkdir(parents=True)
-    given = {"decisions": str(drifting[1]), "since": "2023-01-01", "as_of": "2024-12-31", "model_name": "finure-small"}
-    given |= {"train_run": str(trained), "pictures": False, "run_dir": str(folder)}
-    names, shown = {}, []
-    for cell in json.loads((root() / "notebooks/credit/60_monitor.ipynb").read_text())["cells"]:
-        if cell["cell_type"] == "code":
-            lines = "".join(cell["source"]).rstrip().split("\n")
-            exec("\n".join(lines), names)
-            if "parameters" in cell["metadata"].get("tags", []):
-                assert set(given) <= set(names)
-                names |= given
-            if lines[-1].startswith("HTML("):
-                shown.append(eval(lines[-1], names).data)
-    record = {"status": "done", "product": "credit", "job": "credit/60_monitor", "started": "2024-12-31T00:00:00+00:00"}
-    (folder / "run.json").write_text(json.dumps(record | json.loads((folder / "result.json").read_text())))
-    return folder, "".join(shown)
+    "What `finure monitor credit` leaves: the folder of its run, and its page."
+    given = {"decisions": drifting[1], "since": "2023-01-01", "as_of": "2024-12-31", "model_name": "finure-small"}
+    given |= {"outcomes": "", "train_run": trained, "pictures": "false"}
+    told = [word for name, value in given.items() for word in ("-p", f"{name}={value}")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FINURE_HOME", str(home))
+        done = CliRunner().invoke(app, ["monitor", "credit", *told])
+    assert done.exit_code == 0 and "utilisation" in done.output, done.output
+    (page,) = (home / "credit" / "monitor").glob("*/page.html")
+    return page.parent, page.read_text()
 
 
 def test_the_job_leaves_a_page_and_facts(job):

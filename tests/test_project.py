@@ -66,7 +66,7 @@ def test_modules_and_training_jobs_carry_no_outputs():
             assert not any(cell.get("outputs") for cell in cells), f"{path.name} carries outputs"
 
 
-JOBS = {"train": "40_train", "report": "50_report", "monitor": "60_monitor"}
+JOBS = {"train": "40_train", "report": "50_report", "monitor": "60_monitor", "story": "70_story"}
 PRODUCT = {
     "fraud": "fraud",
     "simulated_cards": "fraud",

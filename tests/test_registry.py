@@ -107,13 +107,17 @@ def test_files_are_attached_later(registered, settings, tmp_path):
     assert "page.html" in [file.path for file in client(settings).list_artifacts(registered["run_id"])]
 
 
-def test_a_second_version_takes_the_alias(registered, bundle, settings):
-    second = register(bundle, "finure-tiny", {}, {}, {"run": "r2"}, [], settings)
+def test_a_second_version_takes_the_alias(registered, bundle, settings, monkeypatch):
+    second = register(bundle, "finure-tiny", {}, {"auc": np.float64(0.8)}, {"run": "r2"}, [], settings)  # as numpy has it
     assert second["version"] == "2"
     assert [(v["version"], v["aliases"]) for v in versions("finure-tiny", settings)] == [
         ("2", ["challenger"]),
         ("1", []),
     ]
+    asked, store = [], client(settings)
+    monkeypatch.setattr(type(store), "get_run", lambda self, run_id: asked.append(run_id) or store_run(run_id))
+    store_run = store._tracking_client.get_run
+    assert find("finure-tiny", "1", settings)["metrics"] and asked == [registered["run_id"]]  # not of every version
 
 
 def test_what_is_no_bundle_registers_nothing(settings, tmp_path):

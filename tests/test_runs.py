@@ -63,3 +63,15 @@ def test_old_runs_go_only_when_asked_and_never_those_that_are_needed(home):
         left = sorted(path.name[-1] for path in job.glob("2026*"))
     assert left == ["1", "2", "3", "5", "6"]
     assert "number 4" not in (home / "index.html").read_text()
+
+
+def test_the_run_that_a_monitor_compares_with_stays(home):
+    for day, train in ((7, 3), (8, 4), (9, None)):  # the last one failed before it found what to compare with
+        folder = home / "credit" / "monitor" / f"2026010{day}T000000Z-000{day}"
+        folder.mkdir(parents=True)
+        named = {"train_run": f"2026010{train}T000000Z-000{train}"} if train else {"status": "failed"}
+        record = {"run": folder.name, "job": "credit/60_monitor", "status": "done", "started": f"2026-01-0{day}"}
+        write_record(folder, record | named)
+    said("runs", "gc", "--keep", "1", "--remove")
+    left = sorted(path.name[-1] for path in (home / "credit" / "train").glob("2026*"))
+    assert left == ["1", "3", "4", "6"]  # registered; named by the registry; watched; the newest

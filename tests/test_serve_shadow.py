@@ -182,6 +182,8 @@ def test_the_pointer_puts_a_challenger_beside_and_takes_it_away(tmp_path):
             await until(lambda: app.decider.model == "finure-test:2")
             seen.append(json.loads((await ask(app, PREDICT, body(amount=15_000)))[2])["model"])
             assert "finure_model_swaps_total 2" in app.metrics.text()  # another challenger is no other model in charge
+            own = 'finure_model_requests_total{model="finure-test:2",route="/api/v1/predict",status="200"} 1'
+            assert own in app.metrics.text()
             pointer.write_text(f"{one}\nchallenger two {two}\n")
             with pytest.raises(FinureError, match="its second line must be"):
                 followed(pointer)

@@ -29,6 +29,7 @@ class Watch(msgspec.Struct, forbid_unknown_fields=True):
     least: int = 200  # before so many nothing is done
     approved: tuple[float, float] = (0.0, 1.0)  # lowest and highest share approved
     change: float = 1.0  # of that share, against the champion before
+    most_errors: float = 1.0  # share of requests that end in an error of the service
 
 
 class Rules(msgspec.Struct, forbid_unknown_fields=True):
@@ -50,10 +51,14 @@ def read_rules(
     rules = as_type(base | own | {"guard": guard}, Rules, f"{Path(path).name}: {contract}")
     low, high = rules.guard.approved
     if not (
-        0 < rules.chance < 1 and rules.worth > 0 and 0 <= low < high <= 1 and rules.guard.least <= rules.guard.last
+        0 < rules.chance < 1
+        and rules.worth > 0
+        and 0 <= low < high <= 1
+        and rules.guard.least <= rules.guard.last
+        and 0 <= rules.guard.most_errors <= 1
     ):
         raise FinureError(
-            f"{Path(path).name}: {contract}: chance, worth, guard.approved or guard.least is out of range."
+            f"{Path(path).name}: {contract}: chance, worth or guard (approved, least, most_errors) is out of range."
         )
     return rules
 

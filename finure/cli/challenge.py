@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from .terminal import Product, out, sections
+from .terminal import KeyEnv, Product, key_in, out, sections
 from ..core import Settings, root
 
 # %% ../../notebooks/90_cli/37_challenge.ipynb #1fbbf5e3
@@ -78,12 +78,16 @@ def challenge_refit(
 def challenge_guard(
     product: Product,
     rules: Rules = None,
+    service: Annotated[
+        list[str] | None, typer.Option(help="URL of a service that decides with it, to count its errors; repeatable.")
+    ] = None,
+    key_env: KeyEnv = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
 ) -> None:
-    "Rolls a promoted champion back if its decisions left their bounds; exit code 2 if they did. For a schedule."
+    "Rolls a promoted champion back if it left its bounds; exit code 2 if it did. For a schedule."
     from finure.challenge.guard import guard_champion
 
-    found = guard_champion(product, _rules(rules), not dry_run)
+    found = guard_champion(product, _rules(rules), not dry_run, service or (), key_in(key_env))
     out.print(found.text, highlight=False, markup=False)
     if found.broken:
         done = found.done and f"Rolled back; line {found.done.seq} of the ledger."

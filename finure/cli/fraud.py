@@ -7,7 +7,6 @@ __all__ = ['fraud_app', 'simulate_app', 'fraud_backtest', 'simulate_traffic']
 
 # %% ../../notebooks/90_cli/60_fraud.ipynb #e2e49557
 import datetime as dt
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from .terminal import out, table
+from .terminal import KeyEnv, key_in, out, table
 from ..core import FinureError, Settings, find_root
 
 # %% ../../notebooks/90_cli/60_fraud.ipynb #3d85eab2
@@ -144,15 +143,6 @@ def _watched(
 
         yield tell
 
-
-def _key(
-    variable: str | None,  # that holds an API key
-) -> str:
-    "The key of an environment variable, which no list of processes shows."
-    if variable and not os.environ.get(variable):
-        raise FinureError(f"--key-env {variable}: this variable is not set; export it with the key first.")
-    return os.environ[variable] if variable else ""
-
 # %% ../../notebooks/90_cli/60_fraud.ipynb #8ea5b1e2
 @simulate_app.command("traffic")
 def simulate_traffic(
@@ -160,7 +150,7 @@ def simulate_traffic(
     fraud_share: Annotated[float, typer.Option(help="Share of fraud, a third of each scenario.")] = 0.25,
     seconds: Annotated[float, typer.Option(help="How long; the payments are those of one simulated month.")] = 10.0,
     url: Annotated[str | None, typer.Option(help="Default: this machine, FINURE_PORT or 3000.")] = None,
-    key_env: Annotated[str | None, typer.Option(help="Name of the environment variable with the API key.")] = None,
+    key_env: KeyEnv = None,
     seed: Annotated[int, typer.Option(help="The same seed sends the same payments.")] = 0,
     feedback: Annotated[bool, typer.Option("--feedback", help="Send labels, a simulated week after a fraud.")] = False,
     connections: Annotated[int, typer.Option(help="Kept open.")] = 64,
@@ -170,7 +160,7 @@ def simulate_traffic(
 
     url = url or f"http://127.0.0.1:{Settings().port}"
     with _watched(round(tps * seconds)) as tell:
-        run = traffic(url, tps, seconds, fraud_share, seed, _key(key_env), feedback, connections, tell)
+        run = traffic(url, tps, seconds, fraud_share, seed, key_in(key_env), feedback, connections, tell)
     _print_run(url, tps, seed, run)
     raise typer.Exit(1 if run.errors else 0)
 

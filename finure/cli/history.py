@@ -87,15 +87,15 @@ def runs_gc(
     keep: Annotated[int, typer.Option(help="Runs of each job that stay, the newest.")],
     do_remove: Annotated[bool, typer.Option("--remove", help="Remove them; without it they are only listed.")] = False,
 ) -> None:
-    "Lists old runs that may go, and removes them if asked; never one that registered a model or is in progress."
+    "Lists old runs that may go, and removes them if asked; never one that is registered, watched or in progress."
     from finure.registry import versions
-    from finure.run.keep import old_runs, remove
+    from finure.run.keep import compared_with, old_runs, remove
     from finure.run.pages import index, settle
 
     home = Settings().home_dir()
     settle(home)
-    named = lambda: [version["tags"].get("run") for version in versions()]
-    old = old_runs(home, keep, named())
+    needed = lambda: {version["tags"].get("run") for version in versions()} | compared_with(home)
+    old = old_runs(home, keep, needed())
     if old:
         rows = [[r.folder.name, r.record.get("job"), r.record.get("status"), f"{r.size / 1e6:.1f}"] for r in old]
         table(["run", "job", "status", "MB"], rows)
@@ -103,7 +103,7 @@ def runs_gc(
     if not do_remove:
         out.print(f"{told} may go. Nothing was removed; with --remove they are.")
         return
-    gone = remove(old, named())
+    gone = remove(old, needed())
     index(home)
     out.print(f"{len(gone)} runs removed, {sum(run.size for run in gone) / 1e6:.1f} MB.")
 

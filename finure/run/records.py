@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOCK', 'read_record', 'write_record', 'all_runs', 'find_one', 'holder', 'lock', 'now', 'software', 'commit',
-           'places_of', 'scrub', 'tidy', 'relative_name']
+           'places_of', 'scrub', 'restored', 'tidy', 'relative_name']
 
 # %% ../../notebooks/21_run/10_records.ipynb #8e166175
 import fcntl
@@ -201,6 +201,19 @@ def scrub(
     if isinstance(value, dict):
         return {key: item if str(key).startswith("image/") else scrub(item, places) for key, item in value.items()}
     return value
+
+# %% ../../notebooks/21_run/10_records.ipynb #48a728d6
+def restored(
+    values: dict[str, Any],  # parameters, as a record has them
+    places: dict[str, str],  # path to what stands for it
+) -> dict[str, Any]:
+    "Parameters with the paths of this machine."
+    found = dict(values)
+    for name, value in values.items():
+        for path, short in places.items():
+            if isinstance(value, str) and value.startswith(f"{short}/"):
+                found[name] = path + value.removeprefix(short)
+    return found
 
 # %% ../../notebooks/21_run/10_records.ipynb #d21b8724
 def tidy(

@@ -223,7 +223,7 @@ class Serving(Lifespan):
     ) -> None:
         "Lets a model decide from the next request on."
         scorer = decider.scorer
-        self.metrics.info = {"contract": named(scorer.contract), "model": decider.model}
+        self.metrics.decides({"contract": named(scorer.contract), "model": decider.model})
         self.metrics.challenger = dict(decider.challenged)
         self.metrics.scores = Histogram(scorer.score_bounds)
         self.routes, self.decider = routes, decider

@@ -58,6 +58,7 @@ class Counts:
     def __init__(self, info: Mapping[str, object]):  # labels that name the model: a handful of short texts
         self.info, self.started = dict(info), time.time()
         self.requests: Counter = Counter()  # (route, status)
+        self.before: Counter = Counter()  # the same, of the models that decided before this one
         self.outcomes, self.reasons = Counter(), Counter()  # reasons by code
         self.hits: Counter = Counter()  # (rule, mode)
         self.challenger: dict[str, object] = {}  # labels that name the model beside the one in charge; empty: none
@@ -67,6 +68,11 @@ class Counts:
         self.scores: Histogram | None = None  # its bounds are the scorer's
         self.log: Callable[[], Mapping[str, float]] = dict  # gauges of the decision log: name and value now
         self.latencies: dict[str, Histogram] = {}  # by route
+
+    def decides(self, info: Mapping[str, object]) -> None:
+        "Another model, or the same one, decides from now on."
+        if info != self.info:
+            self.info, self.before = dict(info), self.requests.copy()
 
     def request(self, route: str, status: int, seconds: float) -> None:
         "Counts one answered request; the route is one of the service's own, or `other`."
@@ -102,6 +108,9 @@ def _of_requests(
     "How requests ended, and how long they took."
     ended = [f"{labels(route=route, status=status)} {n}" for (route, status), n in sorted(counts.requests.items())]
     lines = _family("finure_requests_total", "counter", "Requests answered, by route and status", ended)
+    since, model = counts.requests - counts.before, counts.info.get("model", "")
+    own = [f"{labels(model=model, route=route, status=status)} {n}" for (route, status), n in sorted(since.items())]
+    lines += _family("finure_model_requests_total", "counter", "The same, since this model took over", own)
     lines += _family("finure_request_duration_seconds", "histogram", "From the first byte seen to the answer")
     for route, latencies in sorted(counts.latencies.items()):
         lines += latencies.lines("finure_request_duration_seconds", route=route)
