@@ -108,7 +108,7 @@ def test_files_are_attached_later(registered, settings, tmp_path):
 
 
 def test_a_second_version_takes_the_alias(registered, bundle, settings, monkeypatch):
-    second = register(bundle, "finure-tiny", {}, {"auc": np.float64(0.8)}, {"run": "r2"}, [], settings)  # as numpy has it
+    second = register(bundle, "finure-tiny", {}, {"auc": np.float64(0.8)}, {"run": "r2"}, [], settings)
     assert second["version"] == "2"
     assert [(v["version"], v["aliases"]) for v in versions("finure-tiny", settings)] == [
         ("2", ["challenger"]),

@@ -18,7 +18,7 @@ def told(tmp_path_factory):
     folder = tmp_path_factory.mktemp("story")
     (folder / "gates.yaml").write_text(GATES)
     asked = {
-        "n": 60_000, "drift_size": 2.0, "period": "quarter", "gates": str(folder / "gates.yaml"), "refit": False,
+        "n": 32_000, "drift_size": 3.0, "period": "quarter", "gates": str(folder / "gates.yaml"), "refit": False,
     }  # fmt: skip
     return run("credit/70_story", None, asked, folder / "home")
 

@@ -185,5 +185,5 @@ def largest_difference(
     worst = 0.0
     for values, note, p, q in zip(rows.values.tolist(), notes, native, whole, strict=True):
         stated = scorer.stated({column: note} if column else {}, values)
-        worst = max(worst, abs(scorer.risk(values) - p), float(np.abs(stated - q).max()))
+        worst = max(worst, float(abs(scorer.risk(values) - p)), float(np.abs(stated - q).max()))
     return worst
