@@ -414,6 +414,15 @@ def bento(tmp_path_factory) -> str:
     patch.undo()
 
 
+def test_a_packed_bento_holds_what_serving_needs_and_nothing_else(bento):
+    code = bento_folder(bento) / "src"
+    assert {path.name for path in code.iterdir()} == {
+        "service.py", "bentofile.yaml", "requirements.txt", "finure", "bundle",
+    }  # fmt: skip
+    assert (code / "bundle" / "model.json").is_file()
+    assert {path.suffix for path in (code / "finure").rglob("*") if path.is_file()} == {".py"}
+
+
 def test_a_packed_bento_serves_with_the_service_core(bento):
     with serve_packed(bento) as address:
         request = urllib.request.Request(address + PREDICT, GOOD, {"Content-Type": "application/json"})
@@ -426,15 +435,6 @@ def test_a_packed_bento_serves_with_the_service_core(bento):
         assert error.value.headers["Content-Type"] == "application/problem+json"
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(address + "/livez", timeout=5)
-
-
-def test_a_packed_bento_holds_what_serving_needs_and_nothing_else(bento):
-    code = bento_folder(bento) / "src"
-    assert {path.name for path in code.iterdir()} == {
-        "service.py", "bentofile.yaml", "requirements.txt", "finure", "bundle",
-    }  # fmt: skip
-    assert (code / "bundle" / "model.json").is_file()
-    assert {path.suffix for path in (code / "finure").rglob("*") if path.is_file()} == {".py"}
 
 
 def test_a_bundle_that_cannot_be_loaded_says_so(bento):

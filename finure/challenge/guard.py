@@ -51,7 +51,7 @@ def _newest_first(store: Store) -> Iterator[bytes]:
             return
         key = rows[-1][:3]
 
-
+# %% ../../notebooks/28_challenge/30_guard.ipynb #90f59e84
 def last_decisions(
     store: Store,
     model: str,  # name:version

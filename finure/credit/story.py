@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['START', 'MONTHS', 'DRIFT_MONTH', 'TOGETHER', 'world', 'between', 'known_by', 'Typed', 'House', 'send',
-           'until_in_charge', 'outcomes_of', 'shadowed', 'steps_table', 'drift_figure', 'charge_figure']
+           'until_in_charge', 'outcomes_of', 'shadowed', 'until_shadowed', 'steps_table', 'drift_figure',
+           'charge_figure']
 
 # %% ../../notebooks/credit/65_story.ipynb #5e11a4d6
 import atexit
@@ -61,7 +62,7 @@ def known_by(
     "The applications whose outcome is known on a day."
     return rows[rows["outcome_known_date"] <= day].reset_index(drop=True)
 
-# %% ../../notebooks/credit/65_story.ipynb #2aa94cbc
+# %% ../../notebooks/credit/65_story.ipynb #b3a838ab
 class Typed(NamedTuple):
     "A command that somebody typed."
 
@@ -76,23 +77,16 @@ class Typed(NamedTuple):
         shown = f"{self.by} $ finure {self.line}\n\n{self.said}"
         return f'<pre style="white-space: pre-wrap">{escape(shown)}</pre>'
 
-
-class House:
-    "A lender's house: a state folder of its own, people, and the commands they type."
+# %% ../../notebooks/credit/65_story.ipynb #6e1e8768
+class _Terminal:
+    "Where commands are typed."
 
     def __init__(
         self,
-        home: Path,  # its state folder
+        home: Path,  # the state folder
     ):
-        self.home, self.port, self.typed = home.resolve(), free_port(), []
+        self.home = home.resolve()
         self.home.mkdir(parents=True, exist_ok=True)
-        self._services = ExitStack()
-        atexit.register(self.close)
-
-    @property
-    def settings(self) -> Settings:
-        "The settings of this house."
-        return Settings(home=self.home)
 
     def environment(
         self,
@@ -101,8 +95,32 @@ class House:
         "The environment of a person's terminal: nothing of the house that tells the story gets in."
         foreign = ("FINURE_", "MLFLOW_", "FORCE_COLOR", "CLICOLOR")  # Jupyter asks for colours
         kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-        own = {"FINURE_HOME": str(self.home), "FINURE_USER": by, "FINURE_PORT": str(self.port)}
-        return kept | own | {"NO_COLOR": "1", "COLUMNS": "104"}
+        return kept | {"FINURE_HOME": str(self.home), "FINURE_USER": by, "NO_COLOR": "1", "COLUMNS": "104"}
+
+    def command(
+        self,
+        line: str,
+    ) -> list[str]:
+        "A line as the words of a command."
+        words = (word.format(home=self.home) for word in shlex.split(line))
+        return [str(Path(sys.executable).with_name("finure")), *words]
+
+# %% ../../notebooks/credit/65_story.ipynb #756d07ca
+class House(_Terminal):
+    "A lender's house: a state folder of its own, people, and the commands they type."
+
+    def __init__(
+        self,
+        home: Path,  # its state folder
+    ):
+        super().__init__(home)
+        self.typed, self._services = [], ExitStack()
+        atexit.register(self.close)
+
+    @property
+    def settings(self) -> Settings:
+        "The settings of this house."
+        return Settings(home=self.home)
 
     def types(
         self,
@@ -122,22 +140,15 @@ class House:
             raise FinureError(f"{told}:\n{tail(done.stdout + done.stderr)}")
         return self.typed[-1]
 
-    def command(
-        self,
-        line: str,
-    ) -> list[str]:
-        "A line as the words of a command."
-        words = (word.format(home=self.home) for word in shlex.split(line))
-        return [str(Path(sys.executable).with_name("finure")), *words]
-
     def serves(
         self,
         by: str,
         line: str,  # serve ...
     ) -> str:  # the service's address
         "Somebody starts a service; it runs until `close`, at the latest until this process ends."
-        began = time.monotonic()
-        url = self._services.enter_context(running(self.command(line), root(), self.environment(by), self.port))
+        began, port = time.monotonic(), free_port()
+        told = self.environment(by) | {"FINURE_PORT": str(port)}
+        url = self._services.enter_context(running(self.command(line), root(), told, port))
         self.typed.append(Typed(by, line.format(home="HOME"), time.monotonic() - began, 0, ""))
         return url
 
@@ -195,6 +206,25 @@ def shadowed(
     "How many decisions two models saw."
     with open_store(house.settings.database(), create=False) as store:
         return sum(b'"beside":{' in (record.body or b"") for record in read_between(store, 0, 2**62))
+
+# %% ../../notebooks/credit/65_story.ipynb #8eb69caa
+def until_shadowed(
+    house: House,
+    url: str,
+    rows: pd.DataFrame,  # applications to ask with, one at a time
+    contract: Contract,
+    seconds: float = 60,
+) -> pd.DataFrame:  # what was answered meanwhile, as from `send`
+    "Asks until a challenger is heard beside the champion."
+    began, answers = time.monotonic(), []
+    for at in range(len(rows)):
+        answers.append(send(url, rows.iloc[[at]], contract))
+        if shadowed(house):
+            return pd.concat(answers)
+        if time.monotonic() - began > seconds:
+            break
+        time.sleep(0.5)
+    raise FinureError(f"No challenger was heard beside the champion within {time.monotonic() - began:.0f} s.")
 
 # %% ../../notebooks/credit/65_story.ipynb #de274302
 def steps_table(

@@ -151,7 +151,8 @@ def run_bentoml(
     "Runs BentoML's command line; raises FinureError with the end of what it said if it fails."
     bento_home().mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "bentoml", *arguments]
-    done = subprocess.run(command, cwd=cwd, env=bento_environment(), capture_output=True, text=True)
+    told = bento_environment() | {"PYTHONDONTWRITEBYTECODE": "1"}  # it imports what it packs
+    done = subprocess.run(command, cwd=cwd, env=told, capture_output=True, text=True)
     if done.returncode:
         raise FinureError(f"bentoml {arguments[0]} failed:\n{tail(done.stdout + done.stderr)}")
 
