@@ -226,7 +226,7 @@ def until_shadowed(
         time.sleep(0.5)
     raise FinureError(f"No challenger was heard beside the champion within {time.monotonic() - began:.0f} s.")
 
-# %% ../../notebooks/credit/65_story.ipynb #de274302
+# %% ../../notebooks/credit/65_story.ipynb #bee07e74
 def steps_table(
     house: House,
 ) -> pd.DataFrame:  # who, what, seconds, exit code
@@ -269,5 +269,5 @@ def charge_figure(
         below = below + counts[name]
     ax.set(ylabel="decisions")
     ax.tick_params(axis="x", rotation=90, labelsize=7)
-    ax.legend(frameon=False, fontsize=9, ncols=3, loc="upper left")
+    ax.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     return picture(fig, f"Decisions a month by version: {', '.join(counts)}.")
