@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from finure.run.compare import Comparison
 
 # %% ../../notebooks/90_cli/00_terminal.ipynb #0518e8fc
-# a log is not folded, unless COLUMNS asks for it
-out = Console(soft_wrap=True, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)  # a log is not folded
 
 # %% ../../notebooks/90_cli/00_terminal.ipynb #157e0946
 ParamsFile = Annotated[

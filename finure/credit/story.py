@@ -62,7 +62,7 @@ def known_by(
     "The applications whose outcome is known on a day."
     return rows[rows["outcome_known_date"] <= day].reset_index(drop=True)
 
-# %% ../../notebooks/credit/65_story.ipynb #b3a838ab
+# %% ../../notebooks/credit/65_story.ipynb #b9fc8ad7
 class Typed(NamedTuple):
     "A command that somebody typed."
 
@@ -75,9 +75,9 @@ class Typed(NamedTuple):
     def _repr_html_(self) -> str:
         "What Jupyter asks for: the terminal."
         shown = f"{self.by} $ finure {self.line}\n\n{self.said}"
-        return f'<pre style="white-space: pre-wrap">{escape(shown)}</pre>'
+        return f'<pre style="white-space: pre-wrap; font-size: 9.5px">{escape(shown)}</pre>'  # tables are 160 wide
 
-# %% ../../notebooks/credit/65_story.ipynb #6e1e8768
+# %% ../../notebooks/credit/65_story.ipynb #ff3098bd
 class _Terminal:
     "Where commands are typed."
 
@@ -95,7 +95,7 @@ class _Terminal:
         "The environment of a person's terminal: nothing of the house that tells the story gets in."
         foreign = ("FINURE_", "MLFLOW_", "FORCE_COLOR", "CLICOLOR")  # Jupyter asks for colours
         kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-        return kept | {"FINURE_HOME": str(self.home), "FINURE_USER": by, "NO_COLOR": "1", "COLUMNS": "104"}
+        return kept | {"FINURE_HOME": str(self.home), "FINURE_USER": by, "NO_COLOR": "1"}
 
     def command(
         self,
