@@ -104,10 +104,12 @@ def notebook_job(checkout, url, token):
         time.sleep(1)
     assert state["status"] == "COMPLETED", state["status_message"]
     ask(f"jobs/{job}/download_files")
-    while not (pages := list(checkout.glob("runs/jupyter/jobs/*/*.html"))):
+    page = ""
+    while "</html>" not in page:  # the file is there before it is whole
         assert time.monotonic() < until
         time.sleep(0.5)
-    assert "contract version 0-draft" in pages[0].read_text()
+        page = next((path.read_text() for path in checkout.glob("runs/jupyter/jobs/*/*.html")), "")
+    assert "contract version 0-draft" in page
 
 
 def test_serve_and_ask_with_curl(checkout):
