@@ -29,7 +29,7 @@ class Approved(NamedTuple):
     decisions: int
     approved: int
     contract: str = ""  # name
-    who: str = "it"  # decided
+    who: str = "it"  # who approved them, in words
 
     @property
     def share(self) -> float:
@@ -139,6 +139,8 @@ def _metrics_of(
 class Look(NamedTuple):
     "What one metric says."
 
+    n: int  # of what it was found on
+    what: str
     told: str
     wrong: list[str]  # the bounds that it left
     figures: dict[str, float | None]
@@ -150,16 +152,14 @@ def _approvals(
     rules: Watch,
 ) -> Look:
     "Whether as many are approved as its owners expect."
-    figures = {"approved": now.share, "decisions": now.decisions}
-    if now.decisions < rules.least:
-        return Look(f"{now.decisions:,} decisions, {rules.least:,} are needed", [], figures)
     low, high = rules.approved
     wrong = [f"the bounds are {low:.0%} to {high:.0%}"] * (not low <= now.share <= high)
     known = before is not None and before.decisions >= rules.least
     if known and abs(now.share - before.share) > rules.change:
         wrong.append(f"{before.who} approved {before.share:.1%}, {rules.change:.0%} up or down are allowed")
     told = f"{now.share:.1%} of the last {now.decisions:,} approved"
-    return Look(told, wrong, figures | {"approved_before": before.share if known else None})
+    figures = {"approved": now.share, "decisions": now.decisions, "approved_before": before.share if known else None}
+    return Look(now.decisions, "decisions", told, wrong, figures)
 
 
 def _failures(
@@ -167,12 +167,20 @@ def _failures(
     rules: Watch,
 ) -> Look:
     "Whether it decides at all."
-    figures = {"errors": errors.share, "requests": errors.requests}
-    if errors.requests < rules.least:
-        return Look(f"{errors.requests:,} requests counted, {rules.least:,} are needed", [], figures)
     told = f"{errors.share:.1%} of {errors.requests:,} requests failed"
     wrong = [f"at most {rules.most_errors:.1%} may fail"] * (errors.share > rules.most_errors)
-    return Look(told, wrong, figures)
+    figures = {"errors": errors.share, "requests": errors.requests}
+    return Look(errors.requests, "requests counted", told, wrong, figures)
+
+
+def _enough(
+    look: Look,
+    rules: Watch,
+) -> Look:
+    "The same, or what is missing before anything can be said."
+    if look.n >= rules.least:
+        return look
+    return look._replace(told=f"{look.n:,} {look.what}, {rules.least:,} are needed", wrong=[])
 
 # %% ../../notebooks/28_challenge/30_guard.ipynb #2b14a2a1
 class Guarded(NamedTuple):
@@ -192,6 +200,7 @@ def guard(
 ) -> Guarded:
     "Takes a promotion back if the champion left its bounds."
     looks = [_approvals(now, before, rules)] + ([_failures(errors, rules)] if errors else [])
+    looks = [_enough(look, rules) for look in looks]
     told, wrong = "; ".join(look.told for look in looks), [why for look in looks for why in look.wrong]
     if not wrong:
         return Guarded(False, told)

@@ -62,7 +62,7 @@ def known_by(
     "The applications whose outcome is known on a day."
     return rows[rows["outcome_known_date"] <= day].reset_index(drop=True)
 
-# %% ../../notebooks/credit/65_story.ipynb #b9fc8ad7
+# %% ../../notebooks/credit/65_story.ipynb #f9a43c88
 class Typed(NamedTuple):
     "A command that somebody typed."
 
@@ -75,7 +75,7 @@ class Typed(NamedTuple):
     def _repr_html_(self) -> str:
         "What Jupyter asks for: the terminal."
         shown = f"{self.by} $ finure {self.line}\n\n{self.said}"
-        return f'<pre style="white-space: pre-wrap; font-size: 9.5px">{escape(shown)}</pre>'  # tables are 160 wide
+        return f'<pre style="white-space: pre-wrap; font-size: 9.5px">{escape(shown)}</pre>'  # so that wide tables fit
 
 # %% ../../notebooks/credit/65_story.ipynb #ff3098bd
 class _Terminal:
