@@ -47,7 +47,7 @@ def losses(run: int, better: float = 0.0) -> np.ndarray:
 
 def test_equal_models_are_seldom_called_different_however_often_one_looks():
     ours, ordinary = [], []
-    for run in range(200):
+    for run in range(300):
         d = losses(run)
         ours.append(looks(d / 0.25, AT).p_value[-1] <= 0.05)
         total, squares = np.cumsum(d)[AT - 1], np.cumsum(d**2)[AT - 1]
