@@ -8,6 +8,7 @@ __all__ = ['MAX_HEADERS', 'DIRECT', 'raw_problem', 'Plain', 'answer_at_once', 's
 
 # %% ../../notebooks/30_serve/25_connection.ipynb #b8463558
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -36,6 +37,11 @@ def raw_problem(
 # %% ../../notebooks/30_serve/25_connection.ipynb #fb0288b6
 class Plain(HttpToolsProtocol):
     "A connection of uvicorn's that refuses in the shape of all problems, and lets an answer go out in one write."
+
+    def __init__(self, *arguments: object, **named: object):
+        super().__init__(*arguments, **named)
+        # uvicorn takes any handler for a wish to log accesses, though nobody may be listening to that level
+        self.access_log = self.access_log and self.access_logger.isEnabledFor(logging.INFO)
 
     def send_400_response(self, msg: str) -> None:
         "What arrived is not HTTP."
