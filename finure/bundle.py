@@ -24,6 +24,7 @@ from .contracts.read import ViolationError
 from .core import FinureError, Settings
 
 if TYPE_CHECKING:
+    import onnx
     import onnxruntime
     import xgboost
 
@@ -148,14 +149,26 @@ def fingerprint(
 def to_onnx(
     booster: "xgboost.Booster",
     columns: int,
-) -> bytes:  # an ONNX model: X (rows, columns) float32 -> probabilities (rows, 2), not calibrated
+) -> bytes:  # an ONNX model: X (rows, columns) float32 -> probabilities (rows, classes), not calibrated
     "Boosted trees, compiled for onnxruntime."
     import onnxmltools
     from onnxmltools.convert.common.data_types import FloatTensorType
 
     given = [("X", FloatTensorType([None, columns]))]
     model = onnxmltools.convert_xgboost(booster, name="trees", initial_types=given, target_opset=15)
+    _tell_classes(model, json.loads(bytes(booster.save_raw("json")))["learner"]["gradient_booster"]["model"])
     return model.SerializeToString()
+
+
+def _tell_classes(
+    model: "onnx.ModelProto",  # is changed
+    grown: Mapping,  # the trees, as XGBoost tells of them
+) -> None:
+    "Says which class each tree is for; the converter takes them for one tree a class in turn, whatever they are."
+    if len(set(grown["tree_info"])) == 1:
+        return  # of two classes, and told well
+    about = {one.name: one for node in model.graph.node for one in node.attribute}
+    about["class_ids"].ints[:] = [grown["tree_info"][tree] for tree in about["class_treeids"].ints]
 
 # %% ../notebooks/19_bundle.ipynb #7e8d8ac0
 def compiled(

@@ -18,7 +18,7 @@ from ..bundle import Beside, Decided, OneRow, compiled
 from ..contracts.contract import load
 from ..core import FinureError
 from .categories import categories_route
-from .features import text_column, words
+from .features import ReasonColumns, text_column, words
 from .head import TOGETHER_NAME, Joint, TextHead, if_denied
 from ..explain.reasons import PrincipalReasons
 from ..explain.reference import read_reference
@@ -62,12 +62,13 @@ class _Loaded:
         self.facts = json.loads((bundle / "model.json").read_text())
         self.contract = load(bundle / "contract.yaml")
         self.features, self.columns = FeatureSet(self.contract), TreeColumns(self.contract)
-        width, sessions = len(self.columns.names), bundle / "reasons"
-        self._risk = OneRow(compiled(bundle / "model.onnx"), width)
+        self.reason_columns, sessions = ReasonColumns(self.contract), bundle / "reasons"
+        self._risk = OneRow(compiled(bundle / "model.onnx"), len(self.columns.names))
         self.joint = Joint.of(json.loads((bundle / "head.json").read_text()))
         together = sessions / f"{TOGETHER_NAME}.onnx"
         self._together = compiled(together) if together.exists() else None
         alone = () if self._together else self.joint.labels
+        width = len(self.reason_columns.names)
         self._by_label = [OneRow(compiled(sessions / f"{label}.onnx"), width) for label in alone]
         self._text = TextHead.read(bundle / "text.json") if (bundle / "text.json").exists() else None
         self.note = text_column(self.contract)
@@ -108,7 +109,7 @@ class _Judging(_Loaded):
         values: Sequence[float],
     ) -> np.ndarray:  # (labels,)
         "The calibrated probabilities of the reasons."
-        row = self.columns.online(values)
+        row = self.reason_columns.online(values)
         if self._together is None:
             margins = np.array([_log_odds(trees(row)) for trees in self._by_label])
         else:

@@ -22,7 +22,7 @@ from sklearn.model_selection import StratifiedKFold
 from ..bundle import to_onnx
 from ..contracts.contract import to_plain
 from ..core import FinureError, generator, write_atomic
-from .features import Rows, Vocabulary
+from .features import ReasonColumns, Rows, Vocabulary
 from .head import TOGETHER_NAME, Joint, TextHead, if_denied
 from ..explain.reasons import check_texts, just_approved
 from ..explain.trees import save_contributions, tree_contributions
@@ -38,8 +38,8 @@ REASON = {
     "reg_lambda": 8.0, "max_bin": 128,
 }  # fmt: skip
 TOGETHER = {
-    "rounds": 150, "max_depth": 5, "eta": 0.07, "min_child_weight": 5.0, "subsample": 1.0, "colsample_bytree": 0.5,
-    "reg_lambda": 8.0, "max_bin": 128,
+    "rounds": 90, "num_parallel_tree": 4, "max_depth": 6, "eta": 0.1, "min_child_weight": 8.0, "subsample": 0.7,
+    "colsample_bynode": 0.3, "reg_lambda": 8.0, "max_bin": 128,
 }  # fmt: skip
 FOLDS = 3
 MOST_APPROVED = 15_000  # of the approved applications, beside the denied ones
@@ -161,7 +161,7 @@ def _beside(
     if approved is None or (rows.stated.sum(axis=1) > 1).any():
         return None
     some = generator(seed, "approved beside denials").permutation(len(approved))[:MOST_APPROVED]
-    return TreeColumns(rows.contract).batch(approved[some])
+    return ReasonColumns(rows.contract).batch(approved[some])
 
 
 def fit_trees(
@@ -198,7 +198,7 @@ class Reasons(NamedTuple):
         rows: Rows,
     ) -> np.ndarray:  # (rows, log-odds)
         "What trees and words say."
-        columns = TreeColumns(rows.contract).batch(rows.values)
+        columns = ReasonColumns(rows.contract).batch(rows.values)
         return _said(self.boosters, self.text, columns, rows.texts)
 
     def probabilities(
@@ -232,7 +232,7 @@ def fit_reasons(
     approved: np.ndarray | None = None,  # features of approved applications
 ) -> Reasons:
     "Fits trees and words, joins them, and tunes the rule."
-    table, good = TreeColumns(rows.contract).batch(rows.values), _beside(rows, approved, seed)
+    table, good = ReasonColumns(rows.contract).batch(rows.values), _beside(rows, approved, seed)
 
     def fit(known: np.ndarray) -> tuple[list[xgb.Booster], TextHead | None]:
         "Trees and words on some rows."
@@ -325,14 +325,13 @@ def write_bundle(
 ) -> Path:  # the folder
     "Writes a model as a bundle of plain files."
     (folder / "reasons").mkdir(parents=True)
-    columns = TreeColumns(rows.contract)
-    width = len(columns.names)
+    columns, width = TreeColumns(rows.contract), len(ReasonColumns(rows.contract).names)
     check_texts(rows.contract.reasons)
     nearest = just_approved(risk.out_of_fold, limits["approve_up_to"])
     explained = tree_contributions(risk.booster, columns.batch(rows.values[nearest]))
     save_contributions(explained, folder / "contributions.npz")
     write_atomic(folder / "native.ubj", bytes(risk.booster.save_raw("ubj")))
-    write_atomic(folder / "model.onnx", to_onnx(risk.booster, width))
+    write_atomic(folder / "model.onnx", to_onnx(risk.booster, len(columns.names)))
     names = reasons.joint.labels if len(reasons.boosters) > 1 else (TOGETHER_NAME,)
     for name, booster in zip(names, reasons.boosters, strict=True):
         write_atomic(folder / "reasons" / f"{name}.ubj", bytes(booster.save_raw("ubj")))
