@@ -78,6 +78,7 @@ def test_lab_starts_and_runs_a_notebook_job(checkout):
         while not (found := re.search(r"(http://localhost:\d+)/lab\S*\?token=(\w+)", log.read_text())):
             assert time.monotonic() < until and process.poll() is None, log.read_text()[-2000:]
             time.sleep(0.5)
+        reached(found[0], process)  # it says where it runs before it listens
         assert b"JupyterLab" in urllib.request.urlopen(found[0], timeout=30).read()
         notebook_job(checkout, *found.groups())
     finally:
