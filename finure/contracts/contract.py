@@ -65,6 +65,7 @@ class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     risk: Literal[-1, 0, 1] = 0  # +1: higher is riskier; -1: higher is safer; 0: not constrained
     reason: str | None = None
     change: Change | None = None  # None: the applicant cannot change it
+    round_figures: dict[float, float] = {}  # multiples that an estimate is named in, and where they start
     age: bool | None = None  # whether it is the applicant's age in years; to be said where its name sounds like it
     strip: str | None = None  # text only: a pattern that matches what is not the applicant's own words
     bad: Level | None = None  # target only: the level that means bad
@@ -196,12 +197,16 @@ def _level_faults(
 def _number_faults(
     column: Column,
 ) -> list[str]:
-    "What is wrong with the range and the special codes of a column."
+    "What is wrong with the range, the special codes and the round figures of a column."
     faults, bounds = [], [bound for bound in column.range or () if bound is not None]
     if column.special and column.type not in ("integer", "number"):
         faults.append("`special` codes belong to numbers")
     if not all(math.isfinite(code) for code in column.special):
         faults.append("`special` codes are numbers; a missing value is `null: allowed`")
+    if column.round_figures and (column.type not in ("integer", "number") or column.levels):
+        faults.append("`round_figures` belong to numbers without levels")
+    if not all(0 <= start < step < math.inf for step, start in column.round_figures.items()):
+        faults.append("`round_figures` are multiples above 0, and each starts at 0 or later, but below the next")
     if bounds and column.type not in (*_BOUNDS, "integer", "number"):
         faults.append("a `range` belongs to numbers, dates and times")
     elif not all(_BOUNDS.get(column.type, _is_amount)(bound) for bound in bounds):

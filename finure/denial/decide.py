@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..bundle import Beside, Decided, OneRow, compiled
-from ..contracts.contract import load
+from ..contracts.contract import Contract, load
 from ..core import FinureError
 from .categories import categories_route
 from .features import ReasonColumns, text_column, words
@@ -52,6 +52,18 @@ def _log_odds(raw: float) -> float:
     return math.log(raw / (1 - raw))
 
 
+def _reason_columns(
+    contract: Contract,
+    facts: Mapping[str, object],  # of model.json
+) -> ReasonColumns:
+    "The columns that the trees of the reasons were grown by; raises FinureError where this version makes others."
+    columns = ReasonColumns(contract)
+    if columns.names != facts.get("reason_columns"):
+        name = facts.get("name", "The model")
+        raise FinureError(f"{name}: its trees ask for columns that this finure does not make: train it anew.")
+    return columns
+
+
 class _Loaded:
     "The parts of a bundle, ready to decide."
 
@@ -62,7 +74,7 @@ class _Loaded:
         self.facts = json.loads((bundle / "model.json").read_text())
         self.contract = load(bundle / "contract.yaml")
         self.features, self.columns = FeatureSet(self.contract), TreeColumns(self.contract)
-        self.reason_columns, sessions = ReasonColumns(self.contract), bundle / "reasons"
+        self.reason_columns, sessions = _reason_columns(self.contract, self.facts), bundle / "reasons"
         self._risk = OneRow(compiled(bundle / "model.onnx"), len(self.columns.names))
         self.joint = Joint.of(json.loads((bundle / "head.json").read_text()))
         together = sessions / f"{TOGETHER_NAME}.onnx"

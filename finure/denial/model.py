@@ -325,7 +325,7 @@ def write_bundle(
 ) -> Path:  # the folder
     "Writes a model as a bundle of plain files."
     (folder / "reasons").mkdir(parents=True)
-    columns, width = TreeColumns(rows.contract), len(ReasonColumns(rows.contract).names)
+    columns, asked = TreeColumns(rows.contract), ReasonColumns(rows.contract).names
     check_texts(rows.contract.reasons)
     nearest = just_approved(risk.out_of_fold, limits["approve_up_to"])
     explained = tree_contributions(risk.booster, columns.batch(rows.values[nearest]))
@@ -335,7 +335,7 @@ def write_bundle(
     names = reasons.joint.labels if len(reasons.boosters) > 1 else (TOGETHER_NAME,)
     for name, booster in zip(names, reasons.boosters, strict=True):
         write_atomic(folder / "reasons" / f"{name}.ubj", bytes(booster.save_raw("ubj")))
-        write_atomic(folder / "reasons" / f"{name}.onnx", to_onnx(booster, width))
+        write_atomic(folder / "reasons" / f"{name}.onnx", to_onnx(booster, len(asked)))
     if reasons.text is not None:
         reasons.text.write(folder / "text.json")
     write_atomic(folder / "head.json", json.dumps(reasons.joint.plain(), indent=1))
@@ -343,6 +343,7 @@ def write_bundle(
         "scorer": "finure.denial.decide:load_scorer", "kind": "boosting", "contract": rows.contract.contract,
         "contract_version": rows.contract.version, "policy": dict(limits), "reference_rows": len(nearest),
         "calibration": {"slope": risk.slope, "intercept": risk.intercept}, "labels": list(reasons.joint.labels),
+        "reason_columns": asked,
     }  # fmt: skip
     contract = yaml.safe_dump(to_plain(rows.contract), sort_keys=False, allow_unicode=True)
     write_atomic(folder / "contract.yaml", contract)
