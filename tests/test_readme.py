@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 from checkouts import ROOT, checkout, environment, reached, shell
 
-from finure.pipeline import ask
 from finure.run.records import all_runs
 
 __all__ = ["checkout"]  # a fixture
@@ -25,7 +24,7 @@ COMMANDS = [
 
 def test_the_readme_has_the_commands_that_are_tested():
     started = {c for c in COMMANDS if c}
-    known = {c for group in (RUN, STARTED, ASKED, KEYS, [TRAIN, SCORE, VERIFY], ELSEWHERE) for c in group}
+    known = {c for group in (RUN, STARTED, EXAMPLES, ASKED, KEYS, [TRAIN, SCORE, VERIFY], ELSEWHERE) for c in group}
     assert started == known
 
 
@@ -41,13 +40,17 @@ RUN = [
 ]  # fmt: skip
 TRAIN = "make train-credit"  # the command that `make run` and the line above have run
 STARTED = ["make lab", "make serve-credit"]
+EXAMPLES = [
+    ".venv/bin/finure contract example simulated_bank > runs/application.json",
+    ".venv/bin/finure contract example simulated_bank --rows 1000 > runs/applications.csv",
+]
 ASKED = [
     "curl -s localhost:3000/api/v1/model",
-    "curl -s localhost:3000/api/v1/predict -H 'content-type: application/json' -d @application.json",
+    "curl -s localhost:3000/api/v1/predict -H 'content-type: application/json' -d @runs/application.json",
 ]
 
 KEYS = [".venv/bin/finure keys create branch-portal --scope predict", ".venv/bin/finure keys ls"]
-SCORE = ".venv/bin/finure score applications.csv -o runs/decisions.parquet"
+SCORE = ".venv/bin/finure score runs/applications.csv -o runs/decisions.parquet"
 VERIFY = ".venv/bin/finure audit verify"
 
 
@@ -120,10 +123,7 @@ def test_serve_and_ask_with_curl(checkout):
     )  # fmt: skip
     try:
         reached("http://localhost:3000/readyz", process)
-        document = ask("http://localhost:3000", "/openapi.json")
-        media = document["paths"]["/api/v1/predict"]["post"]["requestBody"]["content"]["application/json"]
-        example = media.get("example") or document["components"]["schemas"]["Application"]["examples"][0]
-        (checkout / "application.json").write_text(json.dumps(example))
+        assert shell(EXAMPLES[0], checkout).returncode == 0
         answers = [json.loads(shell(command, checkout).stdout) for command in ASKED]
         assert answers[0]["contract"]["name"] == "simulated_bank"
         assert answers[1]["decision"] in ("approve", "refer", "decline") and 300 <= answers[1]["score"] <= 850
@@ -145,13 +145,10 @@ def test_serve_and_ask_with_curl(checkout):
 
 
 def test_a_file_is_scored_and_the_log_holds(checkout):
-    application = json.loads((checkout / "application.json").read_text())
-    rows = [{**application, "application_id": 10_000_000 + i} for i in range(100)]
-    pd.DataFrame(rows).to_csv(checkout / "applications.csv", index=False)
-    for command in (SCORE, VERIFY):
+    for command in (EXAMPLES[1], SCORE, VERIFY):
         done = shell(command, checkout)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert len(pd.read_parquet(checkout / "runs" / "decisions.parquet")) == 100
+    assert len(pd.read_parquet(checkout / "runs" / "decisions.parquet")) == 1000
 
 
 def test_plain_papermill_takes_the_section_of_a_job_and_leaves_nothing_beside_it(checkout, tmp_path):
