@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from checkouts import ROOT, checkout, environment, reached, shell
 
+from finure.pipeline import ask
 from finure.run.records import all_runs
 
 __all__ = ["checkout"]  # a fixture
@@ -123,7 +124,10 @@ def test_serve_and_ask_with_curl(checkout):
     )  # fmt: skip
     try:
         reached("http://localhost:3000/readyz", process)
+        document = ask("http://localhost:3000", "/openapi.json")
+        media = document["paths"]["/api/v1/predict"]["post"]["requestBody"]["content"]["application/json"]
         assert shell(EXAMPLES[0], checkout).returncode == 0
+        assert json.loads((checkout / "runs" / "application.json").read_text()) == media["example"]
         answers = [json.loads(shell(command, checkout).stdout) for command in ASKED]
         assert answers[0]["contract"]["name"] == "simulated_bank"
         assert answers[1]["decision"] in ("approve", "refer", "decline") and 300 <= answers[1]["score"] <= 850

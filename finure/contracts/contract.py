@@ -203,8 +203,9 @@ def _number_faults(
         faults.append("`special` codes belong to numbers")
     if not all(math.isfinite(code) for code in column.special):
         faults.append("`special` codes are numbers; a missing value is `null: allowed`")
-    if column.round_figures and (column.type not in ("integer", "number") or column.levels):
-        faults.append("`round_figures` belong to numbers without levels")
+    number = column.role == "feature" and column.type in ("integer", "number")
+    if column.round_figures and not (number and not column.levels and not column.special):
+        faults.append("`round_figures` belong to features that are numbers without levels and codes")
     if not all(0 <= start < step < math.inf for step, start in column.round_figures.items()):
         faults.append("`round_figures` are multiples above 0, and each starts at 0 or later, but below the next")
     if bounds and column.type not in (*_BOUNDS, "integer", "number"):

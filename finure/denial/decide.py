@@ -18,7 +18,7 @@ from ..bundle import Beside, Decided, OneRow, compiled
 from ..contracts.contract import Contract, load
 from ..core import FinureError
 from .categories import categories_route
-from .features import ReasonColumns, text_column, words
+from .features import FlaggedColumns, text_column, words
 from .head import TOGETHER_NAME, Joint, TextHead, if_denied
 from ..explain.reasons import PrincipalReasons
 from ..explain.reference import read_reference
@@ -52,13 +52,13 @@ def _log_odds(raw: float) -> float:
     return math.log(raw / (1 - raw))
 
 
-def _reason_columns(
+def _flagged_columns(
     contract: Contract,
     facts: Mapping[str, object],  # of model.json
-) -> ReasonColumns:
+) -> FlaggedColumns:
     "The columns that the trees of the reasons were grown by; raises FinureError where this version makes others."
-    columns = ReasonColumns(contract)
-    if columns.names != facts.get("reason_columns"):
+    columns = FlaggedColumns(contract)
+    if columns.names != facts.get("reason_tree_columns"):
         name = facts.get("name", "The model")
         raise FinureError(f"{name}: its trees ask for columns that this finure does not make: train it anew.")
     return columns
@@ -74,13 +74,13 @@ class _Loaded:
         self.facts = json.loads((bundle / "model.json").read_text())
         self.contract = load(bundle / "contract.yaml")
         self.features, self.columns = FeatureSet(self.contract), TreeColumns(self.contract)
-        self.reason_columns, sessions = _reason_columns(self.contract, self.facts), bundle / "reasons"
+        self.flagged, sessions = _flagged_columns(self.contract, self.facts), bundle / "reasons"
         self._risk = OneRow(compiled(bundle / "model.onnx"), len(self.columns.names))
         self.joint = Joint.of(json.loads((bundle / "head.json").read_text()))
         together = sessions / f"{TOGETHER_NAME}.onnx"
         self._together = compiled(together) if together.exists() else None
         alone = () if self._together else self.joint.labels
-        width = len(self.reason_columns.names)
+        width = len(self.flagged.names)
         self._by_label = [OneRow(compiled(sessions / f"{label}.onnx"), width) for label in alone]
         self._text = TextHead.read(bundle / "text.json") if (bundle / "text.json").exists() else None
         self.note = text_column(self.contract)
@@ -121,7 +121,7 @@ class _Judging(_Loaded):
         values: Sequence[float],
     ) -> np.ndarray:  # (labels,)
         "The calibrated probabilities of the reasons."
-        row = self.reason_columns.online(values)
+        row = self.flagged.online(values)
         if self._together is None:
             margins = np.array([_log_odds(trees(row)) for trees in self._by_label])
         else:

@@ -22,7 +22,7 @@ from sklearn.model_selection import StratifiedKFold
 from ..bundle import to_onnx
 from ..contracts.contract import to_plain
 from ..core import FinureError, generator, write_atomic
-from .features import ReasonColumns, Rows, Vocabulary
+from .features import FlaggedColumns, Rows, Vocabulary
 from .head import TOGETHER_NAME, Joint, TextHead, if_denied
 from ..explain.reasons import check_texts, just_approved
 from ..explain.trees import save_contributions, tree_contributions
@@ -161,7 +161,7 @@ def _beside(
     if approved is None or (rows.stated.sum(axis=1) > 1).any():
         return None
     some = generator(seed, "approved beside denials").permutation(len(approved))[:MOST_APPROVED]
-    return ReasonColumns(rows.contract).batch(approved[some])
+    return FlaggedColumns(rows.contract).batch(approved[some])
 
 
 def fit_trees(
@@ -198,7 +198,7 @@ class Reasons(NamedTuple):
         rows: Rows,
     ) -> np.ndarray:  # (rows, log-odds)
         "What trees and words say."
-        columns = ReasonColumns(rows.contract).batch(rows.values)
+        columns = FlaggedColumns(rows.contract).batch(rows.values)
         return _said(self.boosters, self.text, columns, rows.texts)
 
     def probabilities(
@@ -232,7 +232,7 @@ def fit_reasons(
     approved: np.ndarray | None = None,  # features of approved applications
 ) -> Reasons:
     "Fits trees and words, joins them, and tunes the rule."
-    table, good = ReasonColumns(rows.contract).batch(rows.values), _beside(rows, approved, seed)
+    table, good = FlaggedColumns(rows.contract).batch(rows.values), _beside(rows, approved, seed)
 
     def fit(known: np.ndarray) -> tuple[list[xgb.Booster], TextHead | None]:
         "Trees and words on some rows."
@@ -325,7 +325,7 @@ def write_bundle(
 ) -> Path:  # the folder
     "Writes a model as a bundle of plain files."
     (folder / "reasons").mkdir(parents=True)
-    columns, asked = TreeColumns(rows.contract), ReasonColumns(rows.contract).names
+    columns, flagged = TreeColumns(rows.contract), FlaggedColumns(rows.contract)
     check_texts(rows.contract.reasons)
     nearest = just_approved(risk.out_of_fold, limits["approve_up_to"])
     explained = tree_contributions(risk.booster, columns.batch(rows.values[nearest]))
@@ -335,7 +335,7 @@ def write_bundle(
     names = reasons.joint.labels if len(reasons.boosters) > 1 else (TOGETHER_NAME,)
     for name, booster in zip(names, reasons.boosters, strict=True):
         write_atomic(folder / "reasons" / f"{name}.ubj", bytes(booster.save_raw("ubj")))
-        write_atomic(folder / "reasons" / f"{name}.onnx", to_onnx(booster, len(asked)))
+        write_atomic(folder / "reasons" / f"{name}.onnx", to_onnx(booster, len(flagged.names)))
     if reasons.text is not None:
         reasons.text.write(folder / "text.json")
     write_atomic(folder / "head.json", json.dumps(reasons.joint.plain(), indent=1))
@@ -343,7 +343,7 @@ def write_bundle(
         "scorer": "finure.denial.decide:load_scorer", "kind": "boosting", "contract": rows.contract.contract,
         "contract_version": rows.contract.version, "policy": dict(limits), "reference_rows": len(nearest),
         "calibration": {"slope": risk.slope, "intercept": risk.intercept}, "labels": list(reasons.joint.labels),
-        "reason_columns": asked,
+        "reason_tree_columns": flagged.names,
     }  # fmt: skip
     contract = yaml.safe_dump(to_plain(rows.contract), sort_keys=False, allow_unicode=True)
     write_atomic(folder / "contract.yaml", contract)
